@@ -1,0 +1,24 @@
+"""The one error a user can cause, and how a command reports it. Nothing else lives here."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message says what, where and what to do."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command: an `InputError` or `OSError` becomes one line on stderr and exit status 2.
+
+    Any other exception is a fault of this program and keeps its traceback. Under a launcher the
+    line names the rank that found the error.
+    """
+    try:
+        main()
+    except (InputError, OSError) as error:
+        rank = os.environ.get("RANK")
+        where = f" [rank {rank}]" if rank is not None else ""
+        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
