@@ -74,13 +74,16 @@ def check(bounds_D4: Bounds, length: int, k: int, name: str = "layout") -> None:
 
 def document_of(bounds_D4: Bounds) -> Index:
     """(T,) the document each token belongs to."""
-    return np.repeat(np.arange(len(bounds_D4)), bounds_D4[:, END] - bounds_D4[:, START])
+    lengths_D = bounds_D4[:, END] - bounds_D4[:, START]
+    documents_T: Index = np.repeat(np.arange(len(bounds_D4), dtype=np.int64), lengths_D)
+    return documents_T
 
 
 def positions(bounds_D4: Bounds) -> Index:
     """(T,) position ids: 0, 1, 2 … within each document, through prefix, summary and suffix."""
     starts_T = bounds_D4[document_of(bounds_D4), START]
-    return np.arange(len(starts_T), dtype=np.int64) - starts_T
+    positions_T: Index = np.arange(len(starts_T), dtype=np.int64) - starts_T
+    return positions_T
 
 
 def is_summary(bounds_D4: Bounds) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,26 @@
+"""Random layouts for property tests."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from gem_ds.layout import Bounds
+
+
+def bounds_from(documents: list[tuple[int, int, int]]) -> Bounds:
+    """Boundaries of documents given as lengths of (prefix, summary, suffix), one after another."""
+    rows, at = [], 0
+    for m, k, n in documents:
+        rows.append((at, at + m, at + m + k, at + m + k + n))
+        at += m + k + n
+    return np.array(rows, dtype=np.int32)
+
+
+@st.composite
+def bounds(draw: st.DrawFn, max_documents: int = 6, max_part: int = 40) -> Bounds:
+    """Layouts of plain and GEM documents with one k, empty suffixes and one-token prefixes."""
+    k = draw(st.sampled_from([1, 1, 2, 3, 16]))
+    part = st.integers(1, max_part)
+    gem = st.tuples(part, st.just(k), st.one_of(st.just(0), part))
+    plain = st.tuples(part, st.just(0), st.just(0))
+    documents = draw(st.lists(st.one_of(gem, plain), min_size=1, max_size=max_documents))
+    return bounds_from(documents)
