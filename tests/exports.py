@@ -1,0 +1,93 @@
+"""Tiny random models of real architectures, exported as a training run would."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+)
+
+from gem_ds import tokenization
+from gem_ds.export import GemConfig, export
+from gem_ds.masks import SummaryAttention
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+    "initializer_range": 0.3,  # so that attention differs from an average and logits from zero
+}
+CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "llama": LlamaConfig,
+    "llama-tied": LlamaConfig,
+    "qwen3": Qwen3Config,
+    "gemma3": Gemma3TextConfig,
+}
+TEXTS = [
+    "A short one.",
+    "x",
+    "Split the string at every occurrence of the separator, and return a list of the parts.",
+    "",
+    "The words of this text are many; they go on and on, so that padding is needed by the others.",
+    "  spaces\tand é, 漢字  ",
+]
+
+
+def gem_config(summary_tokens: tuple[int, ...], attention: SummaryAttention) -> GemConfig:
+    return GemConfig(summary_tokens, attention, base="tiny", step=3, manifest="0" * 64)
+
+
+def tiny(family: str, vocab_size: int, seed: int = 0) -> Any:
+    """A random fp32 causal language model; ``-tied`` shares embedding and head."""
+    config = CONFIGS[family](
+        **SIZES, vocab_size=vocab_size, tie_word_embeddings=family in ("llama-tied", "gemma3")
+    )
+    torch.manual_seed(seed)
+    lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():  # biases and norms too: their defaults would hide an exchanged tensor
+        for parameter in lm.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return lm
+
+
+def run_tokenizer(base: Path, folder: Path, k: int = 1) -> tuple[tokenization.Vocabulary, Any]:
+    """The tokenizer of a run with `k` summary tokens, saved in `folder`."""
+    vocab, ids = tokenization.add_summary_tokens(tokenization.load(base), k)
+    tokenization.save(vocab, folder)
+    return vocab, tuple(ids)
+
+
+def export_tiny(
+    base_tokenizer: Path,
+    work: Path,
+    family: str = "llama",
+    k: int = 1,
+    attention: SummaryAttention = "isolated",
+    dtype: torch.dtype = torch.float32,
+    generation: dict[str, Any] | None = None,
+) -> tuple[Any, Path]:
+    """(the model as trained, its export folder)."""
+    vocab, summary_tokens = run_tokenizer(base_tokenizer, work / "tokenizer", k)
+    lm = tiny(family, vocab.size + 5)
+    weights = {
+        name: tensor
+        for name, tensor in lm.state_dict().items()
+        if name not in lm.all_tied_weights_keys
+    }
+    gem = gem_config(summary_tokens, attention)
+    output = work / "export"
+    export(weights, lm.config, work / "tokenizer", gem, output, dtype, generation)
+    return lm, output

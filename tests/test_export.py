@@ -1,0 +1,304 @@
+"""What is exported loads in stock libraries and computes what was trained."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exports import TEXTS, export_tiny, gem_config, run_tokenizer, tiny
+from safetensors import safe_open
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from gem_ds import export
+from gem_ds.errors import InputError
+
+FAMILIES = ["llama", "llama-tied", "qwen3", "gemma3"]
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Any, Path]]:
+    return {
+        family: export_tiny(tokenizer_dir, tmp_path_factory.mktemp(family), family)
+        for family in FAMILIES
+    }
+
+
+def _logits(lm: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return lm(ids).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_transformers_gives_the_trained_logits(exported: Any, family: str) -> None:
+    lm, folder = exported[family]
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "model")
+    ids = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(1))
+    assert loaded.dtype == torch.float32
+    assert torch.equal(_logits(loaded, ids), _logits(lm, ids))
+    assert loaded.config.architectures == [type(lm).__name__]
+    assert loaded.config.use_cache
+
+
+def test_bf16_export_is_the_rounded_weights(tokenizer_dir: Path, tmp_path: Path) -> None:
+    lm, folder = export_tiny(tokenizer_dir, tmp_path, dtype=torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert loaded.dtype == torch.bfloat16
+    rounded = {name: tensor.bfloat16() for name, tensor in lm.state_dict().items()}
+    assert {n: t.dtype for n, t in loaded.state_dict().items()} == dict.fromkeys(
+        rounded, torch.bfloat16
+    )
+    assert all(torch.equal(rounded[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tied_head_is_written_once(exported: Any, family: str) -> None:
+    lm, folder = exported[family]
+    with safe_open(folder / "model" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert names == set(lm.state_dict()) - set(lm.all_tied_weights_keys)
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "model")
+    tied = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    assert tied == (family in ("llama-tied", "gemma3"))
+
+
+def test_generation_never_emits_a_summary_or_a_filling_token(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    base = {"max_new_tokens": 12, "eos_token_id": 1, "suppress_tokens": [7]}
+    _, folder = export_tiny(tokenizer_dir, tmp_path, generation=base)
+    written = json.loads((folder / "model" / "generation_config.json").read_text())
+    assert written == {
+        "max_new_tokens": 12,
+        "eos_token_id": 1,
+        "suppress_tokens": [7, *range(400, 406)],
+    }
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "model")
+    with torch.no_grad():  # make those tokens the likeliest by far
+        loaded.lm_head.weight[400:] = 50 * torch.randn(6, 32)
+    torch.manual_seed(0)
+    ids = loaded.generate(torch.tensor([[0, 5, 9]] * 8), do_sample=True)
+    assert ids.shape == (8, 15)
+    assert ids[:, 3:].max() < 400
+    assert 7 not in ids[:, 3:]
+    free = loaded.generate(torch.tensor([[0, 5, 9]] * 8), do_sample=True, suppress_tokens=None)
+    assert free[:, 3:].max() >= 400  # the test is not vacuous
+
+
+def test_without_a_generation_config_the_models_own_is_written(exported: Any) -> None:
+    _, folder = exported["llama"]
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "model").generation_config
+    assert (loaded.bos_token_id, loaded.eos_token_id) == (0, 1)
+    assert loaded.suppress_tokens == list(range(400, 406))
+
+
+def test_model_tokenizer_is_the_bases(exported: Any, tokenizer_dir: Path) -> None:
+    _, folder = exported["llama"]
+    base = AutoTokenizer.from_pretrained(tokenizer_dir)
+    loaded = AutoTokenizer.from_pretrained(folder / "model")
+    assert loaded(TEXTS)["input_ids"] == base(TEXTS)["input_ids"]
+    assert loaded("a", "b")["input_ids"] == base("a", "b")["input_ids"]
+    assert len(loaded) == len(base) + 1
+    assert loaded.convert_tokens_to_ids("<|summary_0|>") == 400
+
+
+def test_gem_config_comes_back(exported: Any) -> None:
+    _, folder = exported["llama"]
+    assert export.read_gem_config(folder / "model") == gem_config((400,), "isolated")
+    with pytest.raises(InputError, match=r"model-embed has no gem_config\.json"):
+        export.read_gem_config(folder / "model-embed")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"summary_tokens": [1], "summary_attention": "odd"}']
+)
+def test_a_damaged_gem_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "gem_config.json").write_text(text)
+    with pytest.raises(InputError, match="damaged"):
+        export.read_gem_config(tmp_path)
+
+
+def _by_hand(model_folder: Path, texts: list[str]) -> np.ndarray:
+    """Plain Transformers: text by text, the summary token's id appended, its last state."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    backbone = AutoModel.from_pretrained(model_folder)
+    vectors = []
+    for text in texts:
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], 400]])
+        with torch.inference_mode():
+            vectors.append(backbone(ids).last_hidden_state[0, -1])
+    return torch.nn.functional.normalize(torch.stack(vectors), dim=-1).numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_sentence_transformers_equals_plain_transformers(
+    exported: Any, family: str, side: str
+) -> None:
+    _, folder = exported[family]
+    st = SentenceTransformer(str(folder / "model-embed"), device="cpu")
+    assert st.tokenizer.padding_side == "right"
+    st.tokenizer.padding_side = side
+    vectors = st.encode(TEXTS, batch_size=len(TEXTS))
+    cosines = (vectors * _by_hand(folder / "model", TEXTS)).sum(1)
+    assert cosines.min() > 0.9999
+    assert np.abs(vectors[0] @ vectors[1:].T).max() < 0.999  # the texts are told apart
+
+
+def test_sentence_transformers_settings(exported: Any) -> None:
+    _, folder = exported["llama"]
+    st = SentenceTransformer(str(folder / "model-embed"), device="cpu")
+    assert st.max_seq_length == 64
+    assert st.similarity_fn_name == "cosine"
+    long = st.tokenize(["word " * 500])["input_ids"]
+    assert long.shape == (1, 64)
+    assert long[0, -1] == 400  # cut texts keep their summary token
+
+
+def test_a_tokenizer_without_bos_or_pad(tokenizer_dir: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    tokenizer = json.loads((tokenizer_dir / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eos|>"}
+    settings |= {"chat_template": "{{ messages }}", "padding_side": "left"}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    _, folder = export_tiny(base, tmp_path)
+    st = SentenceTransformer(str(folder / "model-embed"), device="cpu")
+    assert st.tokenize(["x"])["input_ids"][0].tolist()[1:] == [400]
+    assert st.tokenizer.chat_template is None
+    texts = [text for text in TEXTS if text]
+    cosines = (st.encode(texts) * _by_hand(folder / "model", texts)).sum(1)
+    assert cosines.min() > 0.9999
+    generating = AutoTokenizer.from_pretrained(folder / "model")
+    assert generating.chat_template == "{{ messages }}"
+    assert generating.pad_token is None
+
+
+def test_the_two_folders_share_their_weights(exported: Any) -> None:
+    _, folder = exported["llama"]
+    model, embed = (folder / name / "model.safetensors" for name in ("model", "model-embed"))
+    assert os.stat(model).st_ino == os.stat(embed).st_ino
+
+
+def test_sharded_weights_are_shared_whole(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedModel
+
+    save = PreTrainedModel.save_pretrained
+    monkeypatch.setattr(
+        PreTrainedModel, "save_pretrained", lambda self, to: save(self, to, max_shard_size="20KB")
+    )
+    lm, folder = export_tiny(tokenizer_dir, tmp_path)
+    assert len(list((folder / "model-embed").glob("*.safetensors"))) > 1
+    ids = torch.arange(20)[None]
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "model-embed")
+    assert torch.equal(_logits(loaded, ids), _logits(lm, ids))
+
+
+def test_without_hard_links_the_weights_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a").write_text("weights")
+    export._link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "weights"
+
+
+@pytest.mark.parametrize("attention", ["isolated", "causal"])
+def test_several_summary_tokens_have_no_stock_embedding_folder(
+    tokenizer_dir: Path, tmp_path: Path, attention: Any
+) -> None:
+    _, folder = export_tiny(tokenizer_dir, tmp_path, k=3, attention=attention)
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "model-embed.txt"]
+    assert "3 summary tokens" in (folder / "model-embed.txt").read_text()
+    assert export.read_gem_config(folder / "model").summary_tokens == (400, 401, 402)
+
+
+def test_an_output_with_something_in_it_is_left_alone(tokenizer_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "mine").write_text("precious")
+    with pytest.raises(InputError, match="exists and is not empty"):
+        export_tiny(tokenizer_dir, tmp_path)
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["mine"]
+    (tmp_path / "export" / "mine").unlink()
+    export_tiny(tokenizer_dir, tmp_path)  # an empty folder is taken
+
+
+def test_a_failing_export_leaves_nothing(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "_write_embed", full)
+    with pytest.raises(OSError, match="No space"):
+        export_tiny(tokenizer_dir, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("model.norm.weight"), r"model\.norm\.weight is missing"),
+        (lambda w: w.update({"model.extra": torch.zeros(1)}), r"model\.extra is unknown"),
+        (
+            lambda w: w.update({"lm_head.weight": torch.zeros(9, 32)}),
+            r"lm_head\.weight is \(9, 32\)",
+        ),
+        (lambda w: w.pop("lm_head.weight"), r"lm_head\.weight is missing"),
+    ],
+)
+def test_foreign_weights_are_refused(
+    tokenizer_dir: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    vocab, ids = run_tokenizer(tokenizer_dir, tmp_path / "tok")
+    lm = tiny("llama", vocab.size)
+    weights = dict(lm.state_dict())
+    change(weights)
+    with pytest.raises(InputError, match=message):
+        export.export(
+            weights, lm.config, tmp_path / "tok", gem_config(ids, "isolated"), tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_tokenizer_is_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
+    lm = tiny("llama", 401)
+    with pytest.raises(InputError, match=r"summary tokens \[\], the checkpoint \[400\]"):
+        export.export(
+            lm.state_dict(),
+            lm.config,
+            tokenizer_dir,
+            gem_config((400,), "isolated"),
+            tmp_path / "o",
+        )
+
+
+def test_checkpoints_are_found_by_step(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no finished checkpoint"):
+        export._checkpoint_folder(tmp_path, "latest")
+    checkpoints = tmp_path / "checkpoints"
+    for step in (5, 12):
+        (checkpoints / f"step-{step:08d}").mkdir(parents=True)
+    (checkpoints / "latest").write_text("step-00000005\n")
+    assert export._checkpoint_folder(tmp_path, "latest").name == "step-00000005"
+    assert export._checkpoint_folder(tmp_path, "12").name == "step-00000012"
+    with pytest.raises(InputError, match="no checkpoint of step 7; there are: 5, 12"):
+        export._checkpoint_folder(tmp_path, "7")
+
+
+def test_reading_an_export_needs_no_deepspeed() -> None:
+    code = "import sys, gem_ds.export; sys.exit('deepspeed' in sys.modules)"
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
