@@ -1,11 +1,16 @@
-"""Which documents share a row: best-fit decreasing. What a row then looks like is `shards`'."""
+"""Which documents share a row: best-fit decreasing, in windows. How rows are kept: see `shards`."""
 
+import random
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from gem_ds.documents import Document
+from gem_ds.shards import Row
+
 WINDOW = 8192  # documents packed together: fills 99.9 % of rows on web text, as good as all at once
+WINDOW_TOKENS = 1 << 26  # in a window at most, which bounds memory: 256 MiB
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -40,3 +45,33 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
                 insort(rooms, room)
             stack.append(row)
     return rows
+
+
+def windows(stream: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in the groups that are packed together."""
+    window: list[Document] = []
+    size = 0
+    for document in stream:
+        window.append(document)
+        size += len(document.input_ids)
+        if len(window) >= WINDOW or size >= WINDOW_TOKENS:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
+
+
+def rows(window: list[Document], row_length: int, rng: random.Random) -> Iterator[Row]:
+    """The packed rows of a window, shuffled: `pack` puts long documents first."""
+    packed = pack([len(document.input_ids) for document in window], row_length)
+    rng.shuffle(packed)
+    for members in packed:
+        inside = [window[i] for i in members]
+        ends = np.cumsum([len(document.input_ids) for document in inside])
+        bounds = np.array([document.bounds for document in inside], dtype=np.int32)
+        bounds[1:] += ends[:-1, None].astype(np.int32)
+        yield Row(
+            np.concatenate([document.input_ids for document in inside]),
+            bounds,
+            np.array([document.record for document in inside], dtype=np.int64),
+        )
