@@ -67,11 +67,10 @@ class FileEntry(TypedDict):
 class Manifest:
     """What a folder of shards holds and how it came about.
 
-    The number of summary tokens k is ``len(summary_tokens)``, their ids. `vocab_size` is one more
-    than the highest id. `base_tokenizer_sha256` is the fingerprint of the tokenizer without
-    summary tokens, `tokenizer_sha256` with them. `kinds` are the shares asked for; `counts` the
-    records in, written and skipped by reason, and the documents by kind; `config` all that the
-    shards depend on, to tell a repeated command from another one.
+    `summary_tokens` are the k ids; `vocab_size` is one more than the highest id; the tokenizer's
+    fingerprint is given without the summary tokens (base) and with them. `kinds` are the shares
+    asked for; `counts` the records in, written and skipped by reason, and the documents by kind;
+    `config` is all that the shards depend on, which tells a repeated command from another one.
     """
 
     row_length: int
@@ -119,20 +118,20 @@ class Manifest:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{damaged} ({error})") from error
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version is not None and version != SCHEMA_VERSION:
+        if not isinstance(content, dict):
+            raise InputError(damaged)
+        version = content.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
             raise InputError(
                 f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
                 "shard again with this version"
             )
-        names = {field.name for field in fields(cls)}
-        if not isinstance(content, dict) or set(content) != names | {"digest"}:
-            raise InputError(damaged)
-        digest = content.pop("digest")
-        manifest = cls(**content)
-        if manifest.digest != digest:
-            raise InputError(damaged)
-        return manifest
+        digest = content.pop("digest", None)
+        if set(content) == {field.name for field in fields(cls)}:
+            manifest = cls(**content)
+            if manifest.digest == digest:
+                return manifest
+        raise InputError(damaged)
 
 
 @contextmanager
@@ -151,10 +150,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.fsync(handle)
+    os.close(handle)
 
 
 def rows_per_file(row_length: int) -> int:
@@ -263,10 +260,7 @@ class Shards:
                 column = table.column(name).combine_chunks()
                 values = column.values.to_numpy().astype(kind.to_pandas_dtype(), casting="no")
                 columns.append(np.split(values, column.offsets.to_numpy()[1:-1]))
-            rows = [
-                Row(ids, bounds.reshape(-1, 4), records)
-                for ids, bounds, records in zip(*columns, strict=True)
-            ]
+            rows = [Row(t, b.reshape(-1, 4), r) for t, b, r in zip(*columns, strict=True)]
         except InputError:
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
@@ -281,12 +275,14 @@ class Shards:
     def _checked(self, row: Row, name: str) -> Row:
         manifest = self.manifest
         layout.check(row.bounds, len(row.input_ids), len(manifest.summary_tokens), name)
-        if len(row.input_ids) > manifest.row_length:
-            raise InputError(f"{name} has more than {manifest.row_length} tokens; {AGAIN}")
-        if row.input_ids.min() < 0 or row.input_ids.max() >= manifest.vocab_size:
-            raise InputError(f"{name} has ids outside the vocabulary; {AGAIN}")
-        if len(row.records) != len(row.bounds):
-            raise InputError(f"{name} does not name a record for each document; {AGAIN}")
+        ids = row.input_ids
+        wrong = {
+            f"has more than {manifest.row_length} tokens": len(ids) > manifest.row_length,
+            "has ids outside the vocabulary": ids.min() < 0 or ids.max() >= manifest.vocab_size,
+            "does not name a record for each document": len(row.records) != len(row.bounds),
+        }
+        for what in (what for what, found in wrong.items() if found):
+            raise InputError(f"{name} {what}; {AGAIN}")
         return row
 
     def _open(self, index: int) -> Any:
