@@ -2,7 +2,10 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
+
+REPEAT_SECONDS = 5
 
 
 class InputError(ValueError):
@@ -13,12 +16,15 @@ def run(main: Callable[[], None]) -> None:
     """Run a command: an `InputError` or `OSError` becomes one line on stderr and exit status 2.
 
     Any other exception is a fault of this program and keeps its traceback. Under a launcher the
-    line names the rank that found the error.
+    line names the rank that found the error. Ranks other than 0 wait a little first: of an error
+    that all ranks find, the launcher then ends them before they repeat it.
     """
     try:
         main()
     except (InputError, OSError) as error:
         rank = os.environ.get("RANK")
+        if rank not in (None, "0"):
+            time.sleep(REPEAT_SECONDS)
         where = f" [rank {rank}]" if rank is not None else ""
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -43,19 +43,20 @@ def test_sdpa_equals_dense_in_fp32(bounds_D4, summary_attention):
     assert max_relative_error(got, expected) < 1e-5
 
 
-@settings(max_examples=20, deadline=None)
-@given(bounds(), SUMMARY_ATTENTION)
-def test_sdpa_in_bf16_is_no_farther_from_fp32_than_dense_in_bf16(bounds_D4, summary_attention):
-    reference = attend(bounds_D4, "dense", summary_attention)
+@pytest.mark.parametrize("summary_attention", ["isolated", "causal"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_sdpa_in_bf16_is_no_farther_from_fp32_than_dense_in_bf16(k, summary_attention):
+    """Over a row of many documents: on one tiny document rounding decides either way."""
+    lengths = np.random.default_rng(k).integers(1, 60, (40, 2))
+    row = bounds_from([(m, k, n) if i % 3 else (m, 0, 0) for i, (m, n) in enumerate(lengths)])
+    reference = attend(row, "dense", summary_attention)
 
-    def distance(backend):
-        got = attend(bounds_D4, backend, summary_attention, torch.bfloat16)
-        return sum(
-            float((g - r).norm() / r.norm().clamp_min(1e-6))
-            for g, r in zip(got, reference, strict=True)
-        )
+    def distances(backend):
+        got = attend(row, backend, summary_attention, torch.bfloat16)
+        return [float((g - r).norm()) for g, r in zip(got, reference, strict=True)]
 
-    assert distance("sdpa") <= distance("dense") * 1.1 + 1e-6
+    for sdpa, dense in zip(distances("sdpa"), distances("dense"), strict=True):
+        assert sdpa <= dense * 1.02  # two roundings of one size differ by this much
 
 
 def test_sdpa_makes_no_mask_of_the_stream_and_batches_small_documents():

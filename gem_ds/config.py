@@ -1,0 +1,180 @@
+"""What a training run is told: flags as dataclasses, and the DeepSpeed JSON they complete.
+
+The dataclasses own batch, steps, rates, data and objective; the JSON owns ZeRO, offload and
+precision. A value both know is ``"auto"`` in the JSON. Only `engine` and the scripts see these
+objects.
+"""
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gem_ds.errors import InputError
+
+
+def _flag(help: str, default: Any = ...) -> Any:
+    return field(metadata={"help": help}, **({} if default is ... else {"default": default}))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Flags of ``launch/train.py``. Rates are per step; sizes in rows or tokens as named."""
+
+    shards: str = _flag("folder written by data_prep/shard.py")
+    output: str = _flag("folder of the run: checkpoints, logs, resolved configuration")
+    deepspeed: str = _flag("DeepSpeed JSON, for example ds_configs/zero3.json")
+    model: str | None = _flag("base model: hub name or folder", None)
+    config: str | None = _flag("instead of --model: a model config, trained from scratch", None)
+
+    steps: int = _flag("optimizer steps of the whole run", 1000)
+    rows_per_step: int = _flag("packed rows a step, over all ranks and micro-batches", 32)
+    rows_per_micro_batch: int = _flag("packed rows a rank computes at once", 1)
+    seed: int = _flag("of row order, views and new weights", 0)
+
+    learning_rate: float = _flag("peak rate of next-token prediction (alpha = 0)", 1e-4)
+    contrastive_learning_rate: float = _flag("peak rate of the contrastive loss (alpha = 1)", 1e-5)
+    warmup_steps: int = _flag("linear warm-up", 20)
+    final_rate: float = _flag("share of the rate that the cosine decays to", 0.1)
+    weight_decay: float = _flag("AdamW, on matrices only", 0.0)
+    beta1: float = _flag("AdamW", 0.9)
+    beta2: float = _flag("AdamW", 0.95)
+    max_grad_norm: float = _flag("gradient clipping", 1.0)
+
+    alpha: float = _flag("final weight of the contrastive loss, 0 to 1 (the paper's: 1)", 0.5)
+    alpha_start: int = _flag("steps before the contrastive loss begins", 100)
+    alpha_ramp: int = _flag("steps over which alpha rises; 0 is a step, as the paper's", 0)
+    positives: Literal["dropout", "continuation"] = _flag(
+        "what an embedding is to agree with: its prefix with tokens dropped, or its suffix",
+        "dropout",
+    )
+    prefix_dropout: float = _flag("share of prefix tokens dropped (positives = dropout)", 0.2)
+    temperature: float = _flag("initial scale of the cosines; learned within 1 to 100", 20.0)
+
+    attention: Literal["auto", "dense", "sdpa"] = _flag("attention backend", "auto")
+    summary_attention: Literal["isolated", "causal"] = _flag(
+        "whether a summary token attends earlier ones (causal) or not (the paper's)", "isolated"
+    )
+    gradient_checkpointing: bool = _flag("recompute activations in the backward pass", True)
+
+    save_every: int = _flag("steps between checkpoints; the last step is always saved", 500)
+    keep_last: int = _flag("checkpoints kept", 2)
+    resume: Literal["auto", "never"] = _flag(
+        "auto continues from the run's newest checkpoint, where there is one", "never"
+    )
+    max_skipped_steps: int = _flag("stop after so many steps in a row without finite gradients", 5)
+    timeout_minutes: float = _flag("after which a collective that waits for a rank fails", 30.0)
+    local_rank: int = _flag("set by the launcher", -1)
+
+    def check(self, world_size: int) -> None:
+        """Raise `InputError` for values that contradict each other or leave their range."""
+        if (self.model is None) == (self.config is None):
+            raise InputError(
+                "give either --model (a base to start from) or --config (from scratch)"
+            )
+        ranges = {
+            "alpha": 0 <= self.alpha <= 1,
+            "prefix_dropout": 0 <= self.prefix_dropout < 1,
+            "final_rate": 0 <= self.final_rate <= 1,
+            "temperature": 1 <= self.temperature <= 100,
+            "steps": self.steps > 0,
+            "rows_per_step": self.rows_per_step > 0,
+            "rows_per_micro_batch": self.rows_per_micro_batch > 0,
+            "save_every": self.save_every > 0,
+            "keep_last": self.keep_last > 0,
+            "max_skipped_steps": self.max_skipped_steps > 0,
+            "warmup_steps": self.warmup_steps >= 0,
+            "alpha_start": self.alpha_start >= 0,
+            "alpha_ramp": self.alpha_ramp >= 0,
+            "learning_rate": self.learning_rate > 0,
+            "contrastive_learning_rate": self.contrastive_learning_rate > 0,
+            "max_grad_norm": self.max_grad_norm > 0,
+            "timeout_minutes": self.timeout_minutes > 0,
+        }
+        for name, good in ranges.items():
+            if not good:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} {getattr(self, name)} is out of range; see --help")
+        together = self.rows_per_micro_batch * world_size
+        if self.rows_per_step % together:
+            raise InputError(
+                f"--rows-per-step {self.rows_per_step} is no multiple of {together} "
+                f"(--rows-per-micro-batch {self.rows_per_micro_batch} on {world_size} ranks); "
+                f"choose {-(-self.rows_per_step // together) * together}"
+            )
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches a step."""
+        return self.rows_per_step // (self.rows_per_micro_batch * world_size)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A DeepSpeed configuration file. Raises `InputError` where it is missing or no JSON object."""
+    try:
+        config = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; ds_configs/ has some") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object; ds_configs/zero3.json is an example")
+    return config
+
+
+def resolve_deepspeed(
+    raw: dict[str, Any], config: TrainConfig, world_size: int, hidden_size: int
+) -> dict[str, Any]:
+    """The JSON with every ``"auto"`` filled.
+
+    ZeRO-3's bucket sizes in elements are filled from the hidden size C as Transformers does
+    (C², 0.9 C², 10 C), with floors that keep small models from many small collectives. Raises
+    `InputError` where the JSON and a flag disagree, where the JSON sets what this trainer owns, or
+    where an ``"auto"`` is left over.
+    """
+    resolved = copy.deepcopy(raw)
+    for owned in ("optimizer", "scheduler"):
+        if owned in resolved:
+            raise InputError(
+                f"{config.deepspeed}: remove {owned!r}; flags such as --learning-rate set it"
+            )
+    bucket = max(hidden_size**2, 2**22)
+    values: dict[str, tuple[Any, str | None]] = {
+        "train_batch_size": (config.rows_per_step, "--rows-per-step"),
+        "train_micro_batch_size_per_gpu": (config.rows_per_micro_batch, "--rows-per-micro-batch"),
+        "gradient_accumulation_steps": (
+            config.accumulation(world_size),
+            "--rows-per-step / (--rows-per-micro-batch x ranks)",
+        ),
+        "gradient_clipping": (config.max_grad_norm, "--max-grad-norm"),
+        "zero_optimization.reduce_bucket_size": (bucket, None),
+        "zero_optimization.stage3_prefetch_bucket_size": (int(0.9 * bucket), None),
+        "zero_optimization.stage3_param_persistence_threshold": (
+            max(10 * hidden_size, 2**20),
+            None,
+        ),
+    }
+    for path, (value, flag) in values.items():
+        *parents, key = path.split(".")
+        node = resolved
+        for parent in parents:
+            node = node.get(parent, {})
+        if node.get(key) == "auto" or (flag and key not in node):
+            node[key] = value
+        elif flag and node[key] != value:
+            raise InputError(
+                f"{config.deepspeed} has {path} = {node[key]} but {flag} gives {value}; "
+                'write "auto" in the JSON or give the same value in both'
+            )
+    left = _autos(resolved)
+    if left:
+        raise InputError(
+            f'{config.deepspeed}: nothing here fills the "auto" of {", ".join(left)}; write a value'
+        )
+    return resolved
+
+
+def _autos(node: Any, path: str = "") -> list[str]:
+    if isinstance(node, dict):
+        return [p for key, value in node.items() for p in _autos(value, f"{path}.{key}".strip("."))]
+    return [path] if node == "auto" else []

@@ -1,0 +1,265 @@
+"""From packed rows to the micro-batches of a step.
+
+Row order is a seeded permutation of the global row ids per epoch; a step takes a constant number of
+rows whatever the number of ranks, so the state of the data is one number: the step. Micro-batch m
+of a step holds the same rows on one rank or on many; rank r takes its stride of them.
+
+A micro-batch is one flat stream: the documents of its rows, then the *view* documents that the
+contrastive loss compares them with, then padding, a plain document without targets. A view's
+positions may have gaps. Reading shards is the business of `shards`.
+
+Shapes: T tokens in the stream, N targets, A anchors, k summary tokens.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gem_ds import layout
+from gem_ds.attention import Backend, Plan, make_plan
+from gem_ds.layout import SUFFIX, SUMMARY, Bounds, Index
+from gem_ds.masks import SummaryAttention
+from gem_ds.objectives import Positives
+from gem_ds.shards import Row, Shards
+
+PAD_MULTIPLE = 64
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank, on its device."""
+
+    input_ids: Tensor  # (1, T)
+    position_ids: Tensor  # (1, T)
+    plan: Plan
+    target_index: Tensor  # (N,) positions in the stream that predict
+    targets: Tensor  # (N,) what they predict
+    anchors: Tensor  # (A, k) summary tokens of the documents that have a view
+    views: Tensor  # (A, k) summary tokens of those views, in the same order
+    row_ids: tuple[int, ...]
+    n_padding: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device, copied asynchronously from pinned memory where there is a GPU."""
+        if device.type == "cpu":
+            return self
+
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.pin_memory().to(device, non_blocking=True)
+
+        def fields(x: object) -> dict[str, Any]:
+            return {n: move(t) for n, t in vars(x).items() if isinstance(t, Tensor)}
+
+        pieces = tuple(
+            piece._replace(mask_B1QK=move(piece.mask_B1QK)) for piece in self.plan.pieces
+        )
+        plan = replace(self.plan, pieces=pieces, **fields(self.plan))
+        return replace(self, plan=plan, **fields(self))
+
+
+class View(NamedTuple):
+    """A second text of a document, with its summary tokens and nothing after them."""
+
+    input_ids: Tokens
+    positions: Index
+    summary: int  # where the summary tokens begin
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What a micro-batch holds beside its rows' tokens. The ids are those of the shards."""
+
+    positives: Positives = "dropout"
+    prefix_dropout: float = 0.2
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    attention: Backend = "auto"
+    summary_attention: SummaryAttention = "isolated"
+
+
+def dropout_view(
+    ids_T: Tokens, document: Sequence[int], share: float, rng: np.random.Generator
+) -> View:
+    """The same prefix with tokens dropped at random, then the summary (paper, Section 3).
+
+    The others keep their position ids, which is the same as masking the dropped ones. The first
+    token (BOS, where the family has one) always stays.
+    """
+    start, summary, suffix, _ = document
+    kept = np.append(True, rng.random(summary - start - 1) >= share)
+    place = np.append(np.flatnonzero(kept), np.arange(summary - start, suffix - start))
+    return View(ids_T[start + place], place.astype(np.int64), int(kept.sum()))
+
+
+def continuation_view(
+    ids_T: Tokens, document: Sequence[int], bos_token_id: int | None, eos_token_id: int | None
+) -> View | None:
+    """The suffix as a text of its own, as it would be encoded: BOS as the prefix has it, no EOS,
+    then the summary. None where there is no suffix."""
+    start, summary, suffix, end = document
+    last = end - 1 if end > suffix and ids_T[end - 1] == eos_token_id else end
+    if last <= suffix:
+        return None
+    first = ids_T[start : start + (ids_T[start] == bos_token_id)]
+    ids = np.concatenate([first, ids_T[suffix:last], ids_T[summary:suffix]])
+    return View(ids, np.arange(len(ids)), len(first) + last - suffix)
+
+
+def make_batch(
+    rows: Sequence[Row],
+    row_ids: Sequence[int],
+    options: BatchOptions,
+    with_targets: bool,
+    with_views: bool,
+    view_seeds: Sequence[int] = (0,),
+) -> Batch:
+    """One flat stream of `rows`, on the CPU.
+
+    Without targets or views their index tensors are empty; nothing else changes. The views of a row
+    are random by `view_seeds` and its row id alone, never by the rank that holds it.
+    """
+    ids: list[Tokens] = []
+    position_ids: list[Index] = []
+    bounds: list[Bounds] = []
+    anchors: list[int] = []
+    views: list[int] = []
+    at = 0
+
+    def append(tokens: Tokens, places: Index, boundaries: Bounds) -> None:
+        nonlocal at
+        ids.append(tokens)
+        position_ids.append(places)
+        bounds.append(layout.shift(boundaries, at))
+        at += len(tokens)
+
+    for row in rows:
+        append(row.input_ids, layout.positions(row.bounds), row.bounds)
+    trained = np.concatenate(bounds)
+    targets_T = layout.targets(np.concatenate(ids), trained)
+    k = 0
+    if with_views:
+        row_starts = np.cumsum([0, *(len(row.input_ids) for row in rows)])
+        for row, row_id, row_start in zip(rows, row_ids, row_starts, strict=False):
+            rng = np.random.default_rng([*view_seeds, row_id])
+            for document in row.bounds[layout.is_gem(row.bounds)].tolist():
+                if options.positives == "dropout":
+                    view = dropout_view(row.input_ids, document, options.prefix_dropout, rng)
+                else:
+                    found = continuation_view(
+                        row.input_ids, document, options.bos_token_id, options.eos_token_id
+                    )
+                    if found is None:
+                        continue
+                    view = found
+                k = document[SUFFIX] - document[SUMMARY]
+                n = len(view.input_ids)
+                anchors.append(int(row_start) + document[SUMMARY])
+                views.append(at + view.summary)
+                append(view.input_ids, view.positions, np.array([[0, view.summary, n, n]]))
+    n_padding = -at % PAD_MULTIPLE
+    if n_padding:
+        padding = np.array([layout.plain(0, n_padding)], dtype=np.int32)
+        append(np.zeros(n_padding, dtype=np.int32), np.arange(n_padding), padding)
+
+    index_N = np.flatnonzero(targets_T != layout.NO_TARGET) if with_targets else np.arange(0)
+    plan = make_plan(np.concatenate(bounds), "cpu", options.attention, options.summary_attention)
+
+    def tensor(array: npt.ArrayLike) -> Tensor:
+        return torch.from_numpy(np.asarray(array, dtype=np.int64))
+
+    offsets_k = np.arange(k)
+    return Batch(
+        input_ids=tensor(np.concatenate(ids))[None],
+        position_ids=tensor(np.concatenate(position_ids))[None],
+        plan=plan,
+        target_index=tensor(index_N),
+        targets=tensor(targets_T[index_N]),
+        anchors=tensor(np.array(anchors, dtype=np.int64)[:, None] + offsets_k),
+        views=tensor(np.array(views, dtype=np.int64)[:, None] + offsets_k),
+        row_ids=tuple(row_ids),
+        n_padding=n_padding,
+    )
+
+
+class Loader:
+    """The micro-batches of any step, of one rank.
+
+    `step` is a pure function of the step's number, so resuming needs nothing else; it also begins
+    to read the following step in a thread, which is what the next call usually asks for.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        options: BatchOptions,
+        rows_per_step: int,
+        rows_per_micro_batch: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+    ) -> None:
+        """`rows_per_micro_batch` counts the rows of one rank."""
+        assert rows_per_step % (rows_per_micro_batch * world_size) == 0
+        self.shards = shards
+        self.options = options
+        self.rows_per_step = rows_per_step
+        self.rows_per_round = rows_per_micro_batch * world_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self._order: tuple[int, Index] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._next: tuple[tuple[int, bool, bool], Future[list[Batch]]] | None = None
+
+    def row_at(self, place: int) -> int:
+        """The id of the row at a place in the endless order of rows."""
+        epoch, within = divmod(place, len(self.shards))
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            self._order = epoch, rng.permutation(len(self.shards))
+        return int(self._order[1][within])
+
+    def row_ids(self, step: int) -> list[list[int]]:
+        """This rank's row ids of a step, a list for each micro-batch."""
+        first = step * self.rows_per_step
+        rounds = range(first, first + self.rows_per_step, self.rows_per_round)
+        return [
+            [self.row_at(p) for p in range(r + self.rank, r + self.rows_per_round, self.world_size)]
+            for r in rounds
+        ]
+
+    def step(self, step: int, with_targets: bool, with_views: bool) -> list[Batch]:
+        """The micro-batches of a step, on the CPU."""
+        key = (step, with_targets, with_views)
+        if self._next is not None and self._next[0] == key:
+            batches = self._next[1].result()
+        else:
+            batches = self._thread.submit(self._make, *key).result()
+        # If the following step wants other parts, this guess is thrown away: at most twice a run.
+        key = (step + 1, with_targets, with_views)
+        self._next = key, self._thread.submit(self._make, *key)
+        return batches
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _make(self, step: int, with_targets: bool, with_views: bool) -> list[Batch]:
+        epoch = step * self.rows_per_step // len(self.shards)
+        return [
+            make_batch(
+                [self.shards.read(i) for i in ids],
+                ids,
+                self.options,
+                with_targets,
+                with_views,
+                (self.seed, epoch),
+            )
+            for ids in self.row_ids(step)
+        ]

@@ -1,0 +1,83 @@
+"""What the ranks of a run say to each other. Without a process group everything is one rank."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if initialized() else 1
+
+
+def barrier() -> None:
+    if initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, on all ranks; the argument is not changed."""
+    total = values.clone()
+    if initialized():
+        dist.all_reduce(total)
+    return total
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank."""
+    return bool(sum_over_ranks(torch.tensor([float(flag)], device=device)).item() > 0)
+
+
+def from_rank_0(value: Any) -> Any:
+    """A picklable object as rank 0 has it."""
+    if not initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks, one after another; the gradient of each row returns to its owner."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([g[:n] for g, n in zip(gathered, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)  # every rank's loss reads every row
+        first = sum(ctx.counts[: rank()])
+        return total[first : first + ctx.counts[rank()]], None
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows (n_r, C) of all ranks as (sum n_r, C) with gradient, and where this rank's begin.
+
+    Ranks may hold different numbers of rows, none included; all ranks must call.
+    """
+    if world_size() == 1:
+        return rows, 0
+    count = torch.tensor([len(rows)], device=rows.device)
+    gathered = [torch.empty_like(count) for _ in range(world_size())]
+    dist.all_gather(gathered, count)
+    counts = [int(n) for n in torch.cat(gathered).tolist()]
+    if max(counts) == 0:
+        return rows, 0
+    all_rows: Tensor = _GatherRows.apply(rows, counts)  # type: ignore[no-untyped-call]
+    return all_rows, sum(counts[: rank()])

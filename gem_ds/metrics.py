@@ -1,0 +1,64 @@
+"""What a run tells people: a progress bar, ``metrics.jsonl`` and TensorBoard, all from rank 0."""
+
+import json
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Writer of one run's metrics. On ranks other than 0 every call does nothing."""
+
+    def __init__(self, run: Path, first_step: int, steps: int, enabled: bool) -> None:
+        """Lines of steps from `first_step` on, left by a run that went further, are dropped."""
+        self._enabled = enabled
+        if not enabled:
+            return
+        path = run / FILE
+        if path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] < first_step]
+            path.write_text("".join(kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+        self._bar = tqdm(total=steps, initial=first_step, desc="train", unit="step")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of a step everywhere."""
+        if not self._enabled:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        shown = {
+            "ntp": f"{values['loss/ntp']:.3f}",
+            "cl": f"{values['loss/contrastive']:.3f}",
+            "lr": f"{values['schedule/learning_rate']:.1e}",
+            "tok/s": f"{values['speed/tokens_per_second']:.0f}",
+        }
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def say(self, message: str) -> None:
+        """A line for people that leaves the progress bar whole."""
+        if self._enabled:
+            self._bar.write(message)
+
+    def close(self) -> None:
+        if self._enabled:
+            self._bar.close()
+            self._board.close()
+            self._file.close()
+
+
+def memory_gib(device: torch.device) -> float:
+    """This rank's peak memory on its GPU, or its resident memory on a CPU, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30

@@ -1,0 +1,179 @@
+"""A Transformers causal language model with summary tokens: building it, and its forward.
+
+The language model stays as it is: attention reaches it through `attention.attach`, and everything
+here is beside it. Losses are formed in the forward, so that ZeRO-3's hooks see every use of a
+parameter.
+
+Shapes: T tokens in the stream, N targets, A anchors, k summary tokens, C hidden size, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+from gem_ds import attention
+from gem_ds.data import Batch
+from gem_ds.errors import InputError
+from gem_ds.objectives import info_nce, next_token_loss
+
+VOCABULARY_MULTIPLE = 64  # rows of the embedding, for the matrix units
+NOISE = 0.02  # of the new rows, relative to the spread of the trained ones
+
+
+class Sums(NamedTuple):
+    """What one micro-batch of one rank adds to the losses and metrics of its step."""
+
+    ntp: Tensor
+    contrastive: Tensor
+    positive_cosine: Tensor
+    negative_cosine: Tensor
+    scale: Tensor  # no sum: the temperature's present value
+
+
+class GemModel(nn.Module):
+    """The language model `lm` and the contrastive loss's learnable temperature."""
+
+    def __init__(self, lm: Any, temperature: float = 20.0) -> None:
+        super().__init__()
+        self.lm = lm
+        self.softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+        self.log_scale = nn.Parameter(torch.tensor([math.log(temperature)], dtype=lm.dtype))
+
+    def embed(self, hidden_TC: Tensor, summary_Ak: Tensor) -> Tensor:
+        """(A, C) the mean over the last hidden states at each document's summary tokens."""
+        flat = hidden_TC.index_select(0, summary_Ak.flatten())
+        return flat.view(*summary_Ak.shape, flat.shape[-1]).float().mean(1)
+
+    def logits(self, hidden_NC: Tensor) -> Tensor:
+        """(N, V) next-token logits of hidden states."""
+        logits_NV: Tensor = self.lm.get_output_embeddings()(hidden_NC)
+        if self.softcap:
+            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
+        return logits_NV
+
+    def forward(self, batch: Batch) -> Sums:
+        """Both losses from one pass over the stream.
+
+        Every module runs on every rank in every step, on zero rows where a loss has none: ranks
+        that took different paths would wait for each other's parameters for ever, and a parameter
+        without a gradient would keep the last one.
+        """
+        hidden_TC = self.lm.base_model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            gem_plan=batch.plan,
+            use_cache=False,
+        ).last_hidden_state[0]
+        ntp = next_token_loss(
+            self.logits(hidden_TC.index_select(0, batch.target_index)), batch.targets
+        )
+        contrastive = info_nce(
+            self.embed(hidden_TC, batch.anchors),
+            self.embed(hidden_TC, batch.views),
+            self.log_scale,
+        )
+        return Sums(ntp, *contrastive)
+
+
+def load(
+    base: str | Path,
+    from_scratch: bool,
+    vocab_size: int,
+    new_tokens: Sequence[int],
+    gradient_checkpointing: bool,
+    seed: int,
+    dtype: torch.dtype,
+) -> Any:
+    """The base model with rows for the new summary tokens and this project's attention.
+
+    `base` is a hub name or folder, or with `from_scratch` a config file or folder. Under ZeRO-3
+    (a live ``HfDeepSpeedConfig``) no rank ever holds the whole model. `vocab_size` counts the
+    tokenizer's tokens, the new ones included. Raises `InputError` for what cannot be loaded.
+    """
+    set_seed(seed)
+    try:
+        if from_scratch:
+            config = AutoConfig.from_pretrained(base)
+            config.vocab_size = _padded(vocab_size)
+            lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        else:
+            lm = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load the model {str(base)!r}: {reason}") from error
+    config = lm.config.get_text_config()
+    for scale in ("logit_scale", "logits_scaling"):
+        if getattr(config, scale, None) not in (None, 1.0):
+            raise InputError(
+                f"model family {config.model_type!r} scales its logits ({scale}), "
+                "which the loss here does not; choose another base"
+            )
+    attention.attach(lm)
+    if new_tokens and not from_scratch:
+        add_rows(lm, vocab_size, min(new_tokens))
+    if gradient_checkpointing:
+        lm.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return lm
+
+
+def add_rows(lm: Any, vocab_size: int, n_trained: int) -> None:
+    """Give the tokens from id `n_trained` on rows in the input and output embeddings.
+
+    The rows are the mean of the trained rows plus a little noise, the same on all ranks: a random
+    row among trained ones often never trains. An embedding that already has room (a padded one)
+    keeps its size; its untrained rows are written too.
+    """
+    if _size(lm.get_input_embeddings().weight)[0] < vocab_size:
+        lm.resize_token_embeddings(_padded(vocab_size), mean_resizing=False)
+    tied = lm.get_input_embeddings().weight is lm.get_output_embeddings().weight
+    layers = [lm.get_input_embeddings()] + ([] if tied else [lm.get_output_embeddings()])
+    for layer in layers:
+        with gathered(layer.weight):
+            weight_VC = layer.weight.data
+            trained = weight_VC[:n_trained].float()
+            noise = torch.randn(
+                len(weight_VC) - n_trained,
+                weight_VC.shape[1],
+                generator=torch.Generator().manual_seed(n_trained),
+            )
+            rows = trained.mean(0) + NOISE * trained.std(0) * noise.to(weight_VC.device)
+            if not bool((rows.norm(dim=1) > 0).all()):
+                raise InputError("the base model's embedding rows are all zero; it is damaged")
+            weight_VC[n_trained:] = rows.to(weight_VC.dtype)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW: matrices decay; norms, biases, embeddings and the temperature do not."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        matrix = len(_size(parameter)) > 1 and id(parameter) not in embeddings
+        (decayed if matrix else others).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+@contextmanager
+def gathered(*parameters: nn.Parameter) -> Iterator[None]:
+    """Within it the parameters are whole on every rank; what rank 0 wrote is kept."""
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+        yield
+
+
+def _size(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The whole parameter's shape, partitioned or not."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _padded(vocab_size: int) -> int:
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,0 +1,31 @@
+"""Train: ``deepspeed launch/train.py --deepspeed ds_configs/zero3.json --model … --shards …``."""
+
+import sys
+
+from gem_ds.errors import run
+
+USAGE = """\
+Train a language model that embeds and generates.
+It needs shards, a base model and a DeepSpeed JSON:
+
+  python data_prep/shard.py --input corpus.jsonl --tokenizer BASE --output shards
+  deepspeed launch/train.py --deepspeed ds_configs/zero3.json \\
+      --model BASE --shards shards --output runs/first
+
+BASE is a hub name or a folder. All flags: python launch/train.py --help"""
+
+
+def main() -> None:
+    if not [flag for flag in sys.argv[1:] if not flag.startswith("--local_rank")]:
+        sys.exit(USAGE)
+    from transformers import HfArgumentParser
+
+    from gem_ds.config import TrainConfig
+    from gem_ds.engine import train
+
+    (config,) = HfArgumentParser(TrainConfig).parse_args_into_dataclasses()
+    train(config)
+
+
+if __name__ == "__main__":
+    run(main)

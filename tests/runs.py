@@ -1,0 +1,133 @@
+"""Real runs for tests: shards of random tokens, a tiny Llama, and ``launch/train.py``."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from transformers import LlamaConfig
+
+from gem_ds import layout, tokenization
+from gem_ds.shards import Manifest, Row, write_file
+
+ROOT = Path(__file__).parent.parent
+
+
+def random_row(rng, length, k, summary_tokens, n_vocab=400, gem_share=0.5):
+    """A full row of documents of very unequal lengths."""
+    bounds, at = [], 0
+    while at < length:
+        n = min(int(rng.choice([4, 12, 40, length])), length - at)
+        if k and n >= k + 4 and rng.random() < gem_share:
+            m = int(rng.integers(2, n - k - 1))
+            bounds.append((at, at + m, at + m + k, at + n))
+        else:
+            bounds.append(layout.plain(at, at + n))
+        at += n
+    bounds = np.array(bounds, dtype=np.int32)
+    ids = rng.integers(2, n_vocab, length).astype(np.int32)
+    ids[bounds[:, layout.START]] = 0
+    for row in layout.summary_index(bounds):
+        ids[row] = summary_tokens
+    return Row(ids, bounds, np.arange(len(bounds), dtype=np.int64))
+
+
+def random_shards(folder, tokenizer_dir, n_rows=16, row_length=64, k=1, gem_share=0.5, seed=0):
+    """A finished folder of shards, written by the project's own writer."""
+    vocab = tokenization.load(tokenizer_dir)
+    base = tokenization.fingerprint(vocab)
+    summary_tokens = []
+    if k:
+        vocab, summary_tokens = tokenization.add_summary_tokens(vocab, k)
+    rng = np.random.default_rng(seed)
+    rows = [
+        random_row(rng, row_length, k, summary_tokens, gem_share=gem_share) for _ in range(n_rows)
+    ]
+    folder.mkdir(parents=True)
+    tokenization.save(vocab, folder / "tokenizer")
+    entry = write_file(folder / "shard-00000.parquet", rows)
+    Manifest(
+        row_length=row_length,
+        n_rows=n_rows,
+        n_documents=entry["n_documents"],
+        n_tokens=entry["n_tokens"],
+        n_targets=entry["n_targets"],
+        summary_tokens=summary_tokens,
+        bos_token_id=vocab.bos_token_id,
+        eos_token_id=vocab.eos_token_id,
+        vocab_size=vocab.size,
+        base_tokenizer_sha256=base,
+        tokenizer_sha256=tokenization.fingerprint(vocab),
+        seed=seed,
+        kinds={"plain": 1 - gem_share, "continuation": gem_share},
+        counts={},
+        files=[entry],
+        config={},
+        versions={},
+    ).save(folder)
+    return folder
+
+
+def llama_config(folder, tied=True, vocab_size=402, **extra):
+    """The configuration of a two-layer Llama, in `folder`."""
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocab_size,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        bos_token_id=0,
+        eos_token_id=1,
+        **extra,
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    return folder
+
+
+def fp32(config_name, folder, **zero):
+    """One of the project's DeepSpeed files with bf16 off, for exact comparisons."""
+    config = json.loads((ROOT / "ds_configs" / config_name).read_text())
+    del config["bf16"]
+    del config["data_types"]
+    config["zero_optimization"].update(zero)
+    path = folder / f"fp32-{config_name}"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def command(script, *flags, ranks=1):
+    """A command line of the project under DeepSpeed's launcher, as a user types it."""
+    port = 20000 + os.getpid() % 20000
+    launcher = [str(Path(sys.executable).parent / "deepspeed")]
+    return [
+        *(sys.executable, *launcher, "--num_gpus", str(ranks), "--master_port", str(port)),
+        str(ROOT / script),
+        *map(str, flags),
+    ]
+
+
+def train(*flags, ranks=1, deepspeed=ROOT / "ds_configs" / "zero3.json", check=True):
+    """Run ``launch/train.py`` to its end; returns the finished process."""
+    done = subprocess.run(
+        command("launch/train.py", "--deepspeed", deepspeed, *flags, ranks=ranks),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    if check and done.returncode:
+        raise AssertionError(
+            f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+        )
+    return done
+
+
+def metrics(run: Path) -> list[dict]:
+    """The lines of a run's ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

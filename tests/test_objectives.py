@@ -1,0 +1,87 @@
+"""Losses against slow references, and the schedules at their corners."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gem_ds.objectives import Schedule, info_nce, next_token_loss, step_loss
+
+
+def test_next_token_loss_sums_and_is_zero_with_gradient_without_targets():
+    logits = torch.randn(5, 7, requires_grad=True)
+    targets = torch.tensor([0, 3, 6, 2, 1])
+    expected = -sum(logits.log_softmax(1)[i, t] for i, t in enumerate(targets))
+    assert torch.allclose(next_token_loss(logits, targets), expected)
+    none = next_token_loss(logits[:0], targets[:0])
+    none.backward()
+    assert none.item() == 0
+    assert torch.equal(logits.grad, torch.zeros(5, 7))
+
+
+def test_info_nce_is_the_papers_formula():
+    a, v = torch.randn(4, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
+    scale = torch.tensor([math.log(20.0)])
+    got = info_nce(a, v, scale)
+    cosine = torch.stack([torch.stack([F.cosine_similarity(x, y, dim=0) for y in v]) for x in a])
+    weight = (20 * cosine).exp()
+    expected = -(weight.diagonal() / weight.sum(1)).log().sum()
+    assert got.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert got.positive_cosine.item() == pytest.approx(cosine.diagonal().sum().item(), rel=1e-5)
+    others = (cosine.sum() - cosine.diagonal().sum()) / 3
+    assert got.negative_cosine.item() == pytest.approx(others.item(), rel=1e-4)
+    assert got.scale.item() == pytest.approx(20)
+
+
+def test_info_nce_without_anchors_keeps_every_parameter_in_the_graph():
+    hidden = torch.randn(3, 8, requires_grad=True)
+    scale = torch.tensor([3.0], requires_grad=True)
+    loss = info_nce(hidden[:0], hidden[:0], scale).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert scale.grad.item() == 0
+
+
+@pytest.mark.parametrize(("start", "bound"), [(5.0, math.log(100)), (-1.0, 0.0)])
+def test_the_temperature_is_clamped_and_can_come_back(start, bound):
+    """Aligned pairs ask for a larger scale, crossed ones for a smaller: beyond a bound only the
+    gradient that points back passes."""
+    pairs = torch.eye(4)
+    grads = {}
+    for name, views in {"larger": pairs, "smaller": pairs.roll(1, 0)}.items():
+        scale = torch.tensor([start], requires_grad=True)
+        result = info_nce(pairs, views, scale)
+        assert result.scale.item() == pytest.approx(math.exp(bound), rel=1e-5)
+        result.loss.backward()
+        grads[name] = scale.grad.item()
+    inward, outward = ("smaller", "larger") if start > 0 else ("larger", "smaller")
+    assert grads[inward] != 0
+    assert grads[outward] == 0
+
+
+def test_step_loss_divides_by_global_counts_and_undoes_the_average_over_ranks():
+    ntp, contrastive = torch.tensor(12.0), torch.tensor(6.0)
+    assert step_loss(ntp, contrastive, 0.25, 4, 3, world_size=2).item() == 2 * (0.75 * 3 + 0.25 * 2)
+    assert step_loss(ntp * 0, contrastive * 0, 0.5, 0, 0, world_size=2).item() == 0
+
+
+def test_the_papers_schedule_steps_alpha_and_switches_the_rate():
+    schedule = Schedule(
+        steps=1000, warmup=10, ntp_rate=1e-4, contrastive_rate=1e-5, final_rate=0.0, alpha=1.0
+    )
+    assert [schedule.alpha_at(s) for s in (0, 99, 100, 999)] == [0, 0, 1, 1]
+    assert schedule.rate_at(0) == pytest.approx(1e-5)  # a tenth of the way up to 1e-4
+    assert schedule.rate_at(9) == pytest.approx(1e-4)
+    assert schedule.rate_at(99) / schedule.rate_at(100) == pytest.approx(10, rel=1e-2)
+    assert schedule.rate_at(1000) == pytest.approx(0)
+    rates = [schedule.rate_at(s) for s in range(100, 1000)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_alpha_ramps_linearly_to_its_final_value():
+    schedule = Schedule(
+        steps=100, warmup=0, ntp_rate=1, contrastive_rate=1, alpha=0.5, alpha_start=10, alpha_ramp=4
+    )
+    got = [schedule.alpha_at(s) for s in range(9, 16)]
+    assert got == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
