@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer
 
 from gem_ds.errors import InputError
 
@@ -115,17 +115,8 @@ def _read(folder: Path, source: Path) -> Vocabulary:
             named |= json.loads(side_files.get(name, "{}"))
         except (ValueError, TypeError) as error:
             raise InputError(f"{source / name} is not a JSON object: {error}") from error
-    ids = {role: _control_id(backend, named, role, source) for role in ("bos", "eos", "pad")}
+    ids = {role: _control_id(backend, named, role, source) for role in ("eos", "pad")}
     bos = _leading_id(backend)
-    wants_bos = named.get("add_bos_token")
-    if wants_bos is not None and bool(wants_bos) != (bos is not None):
-        bos = ids["bos"] if wants_bos else None  # as Transformers does, the configuration wins
-        token = backend.id_to_token(bos) if bos is not None else None
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{token} $A" if token else "$A",
-            pair=f"{token} $A {token} $B" if token else "$A $B",
-            special_tokens=[(token, bos)] if token else [],
-        )
     return _guarded(Vocabulary(backend, bos, ids["eos"], ids["pad"], source, side_files))
 
 
