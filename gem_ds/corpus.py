@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gem_ds.errors import InputError
+from gem_ds.shards import replacing
 
 PACKAGES = (
     *("accelerate", "datasets", "deepspeed", "huggingface_hub", "joblib", "mpmath", "networkx"),
@@ -257,15 +258,10 @@ def write(entries: Iterable[Entry], path: Path, title_in_text: bool) -> int:
     without, it is what follows (to be found by its title).
     """
     n_bytes = 0
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            for entry in entries:
-                text = f"{entry.title}\n{entry.text}".strip() if title_in_text else entry.text
-                record = {"id": entry.id, "title": entry.title, "text": text}
-                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-                n_bytes += len(text.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
+        for entry in entries:
+            text = f"{entry.title}\n{entry.text}".strip() if title_in_text else entry.text
+            record = {"id": entry.id, "title": entry.title, "text": text}
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            n_bytes += len(text.encode())
     return n_bytes

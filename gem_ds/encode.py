@@ -8,7 +8,6 @@ Shapes: T tokens in the stream, D documents, N texts, k summary tokens, C hidden
 """
 
 import io
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from gem_ds.errors import InputError
 from gem_ds.export import read_gem_config
 from gem_ds.layout import Bounds
 from gem_ds.masks import SummaryAttention
+from gem_ds.shards import replacing
 from gem_ds.tokenization import Ids, Vocabulary
 
 Vectors = npt.NDArray[np.float32]
@@ -120,6 +120,11 @@ class Encoder:
         if (folder / "model").is_dir():
             folder = folder / "model"
         gem = read_gem_config(folder)
+        if not gem.summary_tokens:
+            raise InputError(
+                f"{folder} was trained without summary tokens, so it cannot embed; train it on "
+                "shards with --kinds plain=0.8,continuation=0.2"
+            )
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype is None and device.type == "cpu":
             dtype = torch.float32
@@ -222,12 +227,5 @@ def save(vectors_NC: Vectors, path: str) -> None:
     if path == "-":
         sys.stdout.buffer.write(buffer.getbuffer())
         return
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(buffer.getbuffer())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as partial:
+        partial.write_bytes(buffer.getbuffer())

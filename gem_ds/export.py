@@ -44,53 +44,47 @@ class GemConfig:
     manifest: str
 
 
-def read_gem_config(folder: Path, name: str = GEM_CONFIG) -> GemConfig:
+def read_gem_config(folder: Path) -> GemConfig:
     """The `GemConfig` in a model folder. Raises `InputError` if there is none or it is damaged."""
-    path = folder / name
+    path = folder / GEM_CONFIG
     if not path.is_file():
         raise InputError(
-            f"{folder} has no {name}, so it was not written by launch/export.py; "
+            f"{folder} has no {GEM_CONFIG}, so it was not written by launch/export.py; "
             "give an export folder or the model/ in it"
         )
     try:
         raw = json.loads(path.read_text())
-        gem = GemConfig(**{key: raw[key] for key in GemConfig.__dataclass_fields__})
+        gem = GemConfig(**{**raw, "summary_tokens": tuple(raw["summary_tokens"])})
         if gem.summary_attention not in get_args(SummaryAttention):
             raise ValueError(f"summary_attention {gem.summary_attention!r} is unknown")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error!r}); export the model again") from error
-    return GemConfig(**asdict(gem) | {"summary_tokens": tuple(gem.summary_tokens)})
+    return gem
 
 
-def export_run(run: Path, step: str, output: Path, dtype: torch.dtype) -> Path:
-    """Export the checkpoint of a run's `step` (``latest`` or a number); returns its folder.
+def export_run(run: Path, step: int | None, output: Path, dtype: torch.dtype) -> Path:
+    """Export the checkpoint of a run's `step`, or its newest; returns the checkpoint's folder.
 
-    Raises `InputError` if there is no such checkpoint, or as `export` does.
+    Raises `InputError` if there is none, or as `export` does.
     """
     from gem_ds import checkpoint  # DeepSpeed takes seconds to import; readers of exports need none
 
-    folder = _checkpoint_folder(run, step)
+    folder = checkpoint.find(run, step)
     _check_output(output)  # before the weights are read, which takes minutes for a large model
-    gem = read_gem_config(folder, "gem.json")
+    state = checkpoint.read_state(folder)
+    told = json.loads((run / "run.json").read_text())["config"]
+    gem = GemConfig(
+        summary_tokens=tuple(state["summary_tokens"]),
+        summary_attention=state["summary_attention"],
+        base=told["model"] or told["config"],
+        step=state["step"],
+        manifest=state["manifest"],
+    )
     generation_path = folder / "model" / "generation_config.json"
     generation = json.loads(generation_path.read_text()) if generation_path.is_file() else None
     config = AutoConfig.from_pretrained(folder / "model")
     weights = checkpoint.load_weights(folder)
     export(weights, config, run / "tokenizer", gem, output, dtype, generation)
-    return folder
-
-
-def _checkpoint_folder(run: Path, step: str) -> Path:
-    checkpoints = run / "checkpoints"
-    latest = checkpoints / "latest"
-    if not latest.is_file():
-        raise InputError(f"{run} has no finished checkpoint; give the --output of a training run")
-    if step == "latest":
-        return checkpoints / latest.read_text().strip()
-    folder = checkpoints / (f"step-{int(step):08d}" if step.isdecimal() else step)
-    if not folder.is_dir():
-        steps = ", ".join(str(int(path.name[5:])) for path in sorted(checkpoints.glob("step-*")))
-        raise InputError(f"{run} has no checkpoint of step {step}; there are: {steps}")
     return folder
 
 
@@ -106,9 +100,10 @@ def export(
     """Write ``output/model`` and, where stock readers can be exact, ``output/model-embed``.
 
     `weights` are named as in the Transformers model of `config`; a tied head's alias may be
-    absent. More than one summary token needs this project's encoder: a text file then says so in
-    the place of ``model-embed``. `output` appears complete or not at all. Raises `InputError` if it
-    exists and is not empty, or if weights, config and tokenizer do not belong together.
+    absent. Where the number of summary tokens is not one, a text file in the place of
+    ``model-embed`` says why there is none. `output` appears complete or not at all. Raises
+    `InputError` if it exists and is not empty, or if weights, config and tokenizer do not belong
+    together.
     """
     _check_output(output)
     vocab = tokenization.load(tokenizer_folder)
@@ -126,14 +121,20 @@ def export(
         if len(gem.summary_tokens) == 1:
             _write_embed(temporary / "model", temporary / "model-embed", vocab, gem)
         else:
-            (temporary / EMBED_REFUSED).write_text(
-                f"This model embeds with {len(gem.summary_tokens)} summary tokens and the mean "
-                "over them.\nStock SentenceTransformers cannot do that, so there is no model-embed "
-                "here.\nEmbed with launch/encode.py --model, or gem_ds.encode.Encoder.\n"
-            )
+            (temporary / EMBED_REFUSED).write_text(_why_no_embed(len(gem.summary_tokens)))
         temporary.replace(output)  # onto nothing or an empty folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _why_no_embed(k: int) -> str:
+    if not k:
+        return "This model was trained without summary tokens, so it generates but cannot embed.\n"
+    return (
+        f"This model embeds with {k} summary tokens and the mean over them.\n"
+        "Stock SentenceTransformers cannot do that, so there is no model-embed here.\n"
+        "Embed with launch/encode.py --model, or gem_ds.encode.Encoder.\n"
+    )
 
 
 def _check_output(output: Path) -> None:

@@ -20,7 +20,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="the --output of launch/train.py")
-    parser.add_argument("--step", default="latest", help="latest (default) or a number")
+    parser.add_argument("--step", type=int, help="default: the newest checkpoint")
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: %(default)s")
     if len(sys.argv) == 1:

@@ -169,6 +169,12 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, llama: Path) -> N
             Encoder.from_pretrained(folder)
 
 
+def test_a_model_without_summary_tokens_is_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
+    _, folder = export_tiny(tokenizer_dir, tmp_path, k=0)
+    with pytest.raises(InputError, match="trained without summary tokens"):
+        Encoder.from_pretrained(folder)
+
+
 def test_command_reads_lines_and_writes_vectors(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_bytes("one text\r\n\nTöxt drei".encode())
     files = ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.npy")]
@@ -203,7 +209,7 @@ def test_save_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(encode.os, "fsync", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         encode.save(np.zeros((1, 2), dtype=np.float32), str(tmp_path / "out.npy"))
     assert list(tmp_path.iterdir()) == []

@@ -16,8 +16,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from gem_ds import export
 from gem_ds.errors import InputError
+from gem_ds.export import GemConfig
 
 FAMILIES = ["llama", "llama-tied", "qwen3", "gemma3"]
+IDS = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,8 @@ def _logits(lm: Any, ids: torch.Tensor) -> torch.Tensor:
 def test_stock_transformers_gives_the_trained_logits(exported: Any, family: str) -> None:
     lm, folder = exported[family]
     loaded = AutoModelForCausalLM.from_pretrained(folder / "model")
-    ids = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(1))
     assert loaded.dtype == torch.float32
-    assert torch.equal(_logits(loaded, ids), _logits(lm, ids))
+    assert torch.equal(_logits(loaded, IDS), _logits(lm, IDS))
     assert loaded.config.architectures == [type(lm).__name__]
     assert loaded.config.use_cache
 
@@ -199,9 +200,8 @@ def test_sharded_weights_are_shared_whole(
     )
     lm, folder = export_tiny(tokenizer_dir, tmp_path)
     assert len(list((folder / "model-embed").glob("*.safetensors"))) > 1
-    ids = torch.arange(20)[None]
     loaded = AutoModelForCausalLM.from_pretrained(folder / "model-embed")
-    assert torch.equal(_logits(loaded, ids), _logits(lm, ids))
+    assert torch.equal(_logits(loaded, IDS), _logits(lm, IDS))
 
 
 def test_without_hard_links_the_weights_are_copied(
@@ -224,6 +224,15 @@ def test_several_summary_tokens_have_no_stock_embedding_folder(
     assert sorted(path.name for path in folder.iterdir()) == ["model", "model-embed.txt"]
     assert "3 summary tokens" in (folder / "model-embed.txt").read_text()
     assert export.read_gem_config(folder / "model").summary_tokens == (400, 401, 402)
+
+
+def test_without_summary_tokens_the_model_only_generates(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    _, folder = export_tiny(tokenizer_dir, tmp_path, k=0)
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "model-embed.txt"]
+    assert "without summary tokens" in (folder / "model-embed.txt").read_text()
+    assert AutoModelForCausalLM.from_pretrained(folder / "model").generate(IDS, max_new_tokens=3).shape == (2, 23)
 
 
 def test_an_output_with_something_in_it_is_left_alone(tokenizer_dir: Path, tmp_path: Path) -> None:
@@ -286,17 +295,35 @@ def test_a_foreign_tokenizer_is_refused(tokenizer_dir: Path, tmp_path: Path) -> 
         )
 
 
-def test_checkpoints_are_found_by_step(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no finished checkpoint"):
-        export._checkpoint_folder(tmp_path, "latest")
-    checkpoints = tmp_path / "checkpoints"
-    for step in (5, 12):
-        (checkpoints / f"step-{step:08d}").mkdir(parents=True)
-    (checkpoints / "latest").write_text("step-00000005\n")
-    assert export._checkpoint_folder(tmp_path, "latest").name == "step-00000005"
-    assert export._checkpoint_folder(tmp_path, "12").name == "step-00000012"
-    with pytest.raises(InputError, match="no checkpoint of step 7; there are: 5, 12"):
-        export._checkpoint_folder(tmp_path, "7")
+def test_a_run_is_exported_by_step(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    vocab, ids = run_tokenizer(tokenizer_dir, run / "tokenizer")
+    told = {"config": {"model": None, "config": "examples/tiny.json"}}
+    (run / "run.json").write_text(json.dumps(told))
+    models = {step: tiny("llama-tied", vocab.size, seed=step) for step in (5, 12)}
+    for step, lm in models.items():
+        folder = run / "checkpoints" / f"step-{step:08d}"
+        lm.config.save_pretrained(folder / "model")
+        state = {"summary_attention": "isolated", "step": step, "manifest": "0" * 64}
+        (folder / "gem.json").write_text(json.dumps(state | {"summary_tokens": ids}))
+    generation = run / "checkpoints" / "step-00000012" / "model" / "generation_config.json"
+    generation.write_text(json.dumps({"top_k": 7}))
+    # DeepSpeed's own files are read in the tests of training.
+    monkeypatch.setattr(
+        "gem_ds.checkpoint.load_weights", lambda path: models[int(path.name[5:])].state_dict()
+    )
+    for asked, step in ((None, 12), (5, 5)):
+        output = tmp_path / f"out-{step}"
+        export.export_run(run, asked, output, torch.float32)
+        gem = export.read_gem_config(output / "model")
+        assert gem == GemConfig(ids, "isolated", "examples/tiny.json", step, "0" * 64)
+        loaded = AutoModelForCausalLM.from_pretrained(output / "model")
+        assert torch.equal(_logits(loaded, IDS), _logits(models[step], IDS))
+        assert (loaded.generation_config.top_k == 7) == (step == 12)
+    with pytest.raises(InputError, match="no checkpoint of step 7"):
+        export.export_run(run, 7, tmp_path / "out", torch.float32)
 
 
 def test_reading_an_export_needs_no_deepspeed() -> None:
