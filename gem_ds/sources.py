@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from gem_ds.errors import InputError
 from gem_ds.records import MAX_RECORD, Record
 
-BLOCK_BYTES = 1 << 20  # raw text in a block, unless one record is longer
+BLOCK_BYTES = 1 << 18  # raw text in a block, unless one record is longer
 JSONL, PARQUET, TEXT = "jsonl", "parquet", "text"
 FORMATS = {
     ".jsonl": JSONL,

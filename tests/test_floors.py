@@ -1,0 +1,71 @@
+"""The floors of docs/architecture.md: a module imports from its own floor and those below only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gem_ds"
+FLOORS = {
+    0: """errors layout records sources tokenization documents packing shards tally pool prepare
+          config plan corpus bpe""",
+    1: "dist metrics masks attention objectives data checkpoint",
+    2: "model export encode",
+    3: "engine evaluate",
+}
+FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
+# The lowest floor from where a library may be imported, at the top of a module.
+LIBRARIES = {"torch": 1, "deepspeed": 1, "safetensors": 1, "transformers": 2, "mteb": 3}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """The modules of gem_ds that a file imports anywhere, and the libraries at its top."""
+    tree = ast.parse(path.read_text())
+    inside, libraries = set(), set()
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            module = str(node.module)
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "gem_ds" else []
+            names = names or [module]
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "gem_ds":
+                inside.add(rest.split(".")[0])
+            elif node in tree.body:
+                libraries.add(first)
+    return inside, libraries
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(MODULES) <= set(FLOOR_OF), "a new module: say in FLOORS where it lives"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_no_higher_floor(module: str) -> None:
+    floor = FLOOR_OF[module]
+    inside, libraries = imports(PACKAGE / f"{module}.py")
+    too_high = {other for other in inside - {""} if FLOOR_OF[other] > floor}
+    too_high |= {library for library in libraries if LIBRARIES.get(library, 0) > floor}
+    assert not too_high, f"{module} is on floor {floor}"
+
+
+def test_modules_import_one_another_in_one_direction() -> None:
+    below = {module: imports(PACKAGE / f"{module}.py")[0] for module in MODULES}
+    settled: set[str] = set()
+    while ready := {m for m in MODULES if m not in settled and below[m] <= settled}:
+        settled |= ready
+    assert settled == set(MODULES), "these import each other in a circle"
+
+
+def test_floor_zero_loads_without_torch() -> None:
+    names = [f"gem_ds.{module}" for module in MODULES if FLOOR_OF[module] == 0]
+    code = f"import sys, {', '.join(names)}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,0 +1,316 @@
+"""Data preparation as a user runs it: through the script, and through `prepare`."""
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import zstandard
+from transformers import AutoTokenizer
+
+from gem_ds import layout, prepare, sources, tokenization
+from gem_ds.errors import InputError
+from gem_ds.prepare import PrepareConfig
+from gem_ds.shards import Manifest, Shards
+
+SCRIPT = Path(__file__).parents[1] / "data_prep" / "shard.py"
+ODD = [
+    "spells <|summary_0|> and <|eos|> and <|bos|> out, as a page about this very method may do",
+    "naïve café, 日本語のテキスト and emoji 😀👩‍👩‍👧 in one sentence that is long enough to cut",
+    "carriage\r\nreturns\r\n\r\nand\ttabs \0 and a NUL, and a few more words to make it longer",
+]
+ALL_KINDS = "plain=0.4,continuation=0.3,reconstruction=0.2,pair=0.1"
+
+
+def write_jsonl(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def words(n: int, seed: int) -> str:
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("etaoinshr", k=rng.randint(2, 8))) for _ in range(n))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 records of 1 to 400 words, odd ones among them, with all the fields."""
+    texts = [*ODD, *(words(1 + i * 4 // 3, i) for i in range(297))]
+    records = [
+        {"text": text, "context": text, "answer": words(5, i)} for i, text in enumerate(texts)
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", records)
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    env = os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+
+
+def in_process(corpus: Path, tokenizer: Path, output: Path, **options: object) -> Shards:
+    defaults = {"row_length": 256, "workers": 1, "min_prefix": 4, "min_suffix": 4}
+    inputs = [str(corpus)]
+    prepare.prepare(PrepareConfig(inputs, str(tokenizer), str(output), **defaults | options))
+    return Shards(output)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def test_without_arguments_it_says_what_it_needs() -> None:
+    done = run()
+    assert done.returncode == 2
+    assert "--tokenizer" in done.stderr
+    assert "for example" in done.stderr
+    assert "continuation" in run("--help").stdout
+
+
+def test_documents_spell_their_texts(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Text that spells control tokens included: control ids stand where the layout has them."""
+    options = {"kinds": "plain=0.5,continuation=0.5", "row_length": 4096, "summary_tokens": 2}
+    shards = in_process(corpus, tokenizer_dir, tmp_path, **options)
+    manifest = shards.manifest
+    stock = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert stock.convert_tokens_to_ids(["<|summary_0|>", "<|summary_1|>"]) == [400, 401]
+    assert manifest.summary_tokens == [400, 401]
+    assert manifest.vocab_size == len(stock) == 402
+    spelled = {}
+    for i in range(len(shards)):
+        ids, all_bounds, records = shards.read(i)
+        for record, (start, summary, suffix, end) in zip(records, all_bounds, strict=True):
+            assert ids[start] == manifest.bos_token_id
+            assert ids[summary:suffix].tolist() in ([], [400, 401])
+            assert ids[end - 1] == manifest.eos_token_id
+            text = np.concatenate([ids[start + 1 : summary], ids[suffix:end]])
+            text = text[: np.flatnonzero(text == manifest.eos_token_id)[0]]
+            assert not np.isin(text, [0, 1, 400, 401]).any()
+            spelled[int(record)] = stock.decode(text, skip_special_tokens=False)
+    lines = corpus.read_text().splitlines()
+    assert spelled == {i: json.loads(line)["text"] for i, line in enumerate(lines)}
+
+
+def test_manifest_counts_what_the_rows_hold(
+    corpus: Path, tokenizer_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = in_process(corpus, tokenizer_dir, tmp_path, kinds=ALL_KINDS)
+    manifest = shards.manifest
+    rows = [shards.read(i) for i in range(len(shards))]
+    assert manifest.n_tokens == sum(len(row.input_ids) for row in rows)
+    assert manifest.n_documents == sum(len(row.bounds) for row in rows)
+    assert manifest.n_targets == sum(layout.n_targets(row.bounds) for row in rows)
+    gem = sum(int(layout.is_gem(row.bounds).sum()) for row in rows)
+    counts = manifest.counts
+    assert gem == manifest.n_documents - counts["documents"]["plain"]
+    assert sum(counts["documents"].values()) == manifest.n_documents
+    assert min(counts["documents"].values()) > 10
+    assert counts["documents_in"] == counts["records_written"] == 300
+    assert {int(r) for row in rows for r in row.records} == set(range(300))
+    assert manifest.n_tokens / (manifest.n_rows * 256) > 0.97  # a single small window
+    assert counts["notes"].keys() == {"contexts_truncated", "texts_split", "too_short_to_cut"}
+    base = tokenization.load(tokenizer_dir)
+    assert manifest.base_tokenizer_sha256 == tokenization.fingerprint(base)
+    printed = capsys.readouterr().out
+    for expected in ("300 = 300 written + 0 skipped", "plain", "targets", "% filled", "MB/s"):
+        assert expected in printed
+
+
+def test_output_depends_on_corpus_and_seed_only(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"text": words(400, i), "context": "c", "answer": "a b"} for i in range(600)]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", records)
+    assert corpus.stat().st_size > 3 * sources.BLOCK_BYTES
+    common = ["--input", corpus, "--tokenizer", tokenizer_dir, "--kinds", ALL_KINDS]
+    results = []
+    for workers in (1, 2, 8):
+        output = tmp_path / f"workers-{workers}"
+        done = run(*common, "--output", output, "--workers", workers, PYTHONHASHSEED=str(workers))
+        assert done.returncode == 0, done.stderr
+        results.append(hashes(output))
+    assert results[0] == results[1] == results[2]
+    assert set(results[0]) >= {"manifest.json", "shard-00000.parquet", "tokenizer/tokenizer.json"}
+
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 100_000)
+    options = {"row_length": 2048, "kinds": ALL_KINDS, "min_prefix": 8, "min_suffix": 8}
+    in_process(corpus, tokenizer_dir, tmp_path / "blocks", **options)
+    assert hashes(tmp_path / "blocks") == results[0]
+    in_process(corpus, tokenizer_dir, tmp_path / "seed", seed=1, **options)
+    assert hashes(tmp_path / "seed")["shard-00000.parquet"] != results[0]["shard-00000.parquet"]
+
+
+def test_formats_give_the_same_shards(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    content = corpus.read_bytes()
+    paths = [tmp_path / name for name in ("c.jsonl.gz", "c.jsonl.zst", "c.parquet")]
+    paths[0].write_bytes(gzip.compress(content))
+    paths[1].write_bytes(zstandard.compress(content))
+    pd.DataFrame([json.loads(line) for line in content.splitlines()]).to_parquet(paths[2])
+    expected = in_process(corpus, tokenizer_dir, tmp_path / "jsonl").manifest.files
+    for path in paths:
+        assert in_process(path, tokenizer_dir, tmp_path / path.suffix).manifest.files == expected
+
+
+def test_bad_records_are_skipped_counted_and_quarantined(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    good = json.dumps({"text": words(30, 0)}).encode()
+    corpus = tmp_path / "corpus.jsonl"
+    bad = [b'{"text": "b\xffd"}', b"{", b'{"txt": 1}', b'{"text": 1}', b'{"text": "\\udc00"}', b"7"]
+    corpus.write_bytes(b"\n".join([good, *bad, b'{"text": " "}', b"", good]))
+    common = ["--input", corpus, "--tokenizer", tokenizer_dir, "--workers", 1]
+    output = tmp_path / "out"
+    done = run(*common, "--output", output)
+    assert done.returncode == 2
+    assert f"6 of 10 records could not be read, first {corpus}:2: invalid UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (output / "manifest.json").exists()
+    with pytest.raises(InputError, match="did not finish"):
+        Shards(output)
+
+    done = run(*common, "--output", output, "--max-bad-fraction", 0.7)  # takes the folder over
+    assert done.returncode == 0, done.stderr
+    counts = Manifest.load(output).counts
+    assert counts["documents_in"] == 10
+    assert counts["records_written"] == 2
+    assert counts["skipped"] == {
+        "empty text": 2,
+        "invalid JSON": 1,
+        "invalid UTF-8": 1,
+        "lone surrogate": 1,
+        "missing field": 1,
+        "not a JSON object": 1,
+        "not a string": 1,
+    }
+    quarantine = [json.loads(line) for line in (output / "quarantine.jsonl").open()]
+    assert [entry["line"] for entry in quarantine] == list(range(2, 10))
+    assert quarantine[0] == {"file": str(corpus), "line": 2, "reason": "invalid UTF-8"}
+    assert "8 skipped" in done.stdout
+    assert "quarantine.jsonl" in done.stdout
+
+
+def test_a_wrong_field_is_noticed_at_once(tokenizer_dir: Path, tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"body": "x"}] * 40_000)
+    with pytest.raises(InputError, match="missing field") as caught:
+        in_process(corpus, tokenizer_dir, tmp_path / "out")
+    assert " of 40,000 records" not in str(caught.value)
+
+
+def test_a_huge_text_is_split_over_rows(tokenizer_dir: Path, tmp_path: Path) -> None:
+    text = words(400_000, 0)[:2_000_000] + "x" * 500_000
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": text}])
+    shards = in_process(corpus, tokenizer_dir, tmp_path / "out", kinds="plain=1", row_length=2048)
+    backend = tokenization.load(tmp_path / "out" / "tokenizer").backend
+    rows = [shards.read(i) for i in range(len(shards))]
+    assert shards.manifest.counts["notes"] == {"texts_split": 1}
+    assert sum(len(row.input_ids) == 2048 for row in rows) >= len(rows) - 1
+    (last,) = [row for row in rows if row.input_ids[-1] == shards.manifest.eos_token_id]
+    spelled = [backend.decode(row.input_ids[1:].tolist()) for row in rows]
+    assert sum(map(len, spelled)) == len(text)
+    assert set(spelled) >= {backend.decode(last.input_ids[1:-1].tolist())}
+    assert all(part in text for part in spelled)
+
+
+def test_running_again(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = ["--input", corpus, "--tokenizer", tokenizer_dir, "--output", output, "--workers", 1]
+    assert run(*command).returncode == 0
+    before = hashes(output)
+    again = run(*command)
+    assert (again.returncode, hashes(output)) == (0, before)
+    assert "already finished" in again.stdout
+    other = run(*command, "--row-length", 512, "--seed", 3)
+    assert other.returncode == 2
+    assert "finished with other settings (row_length, seed)" in other.stderr
+    assert hashes(output) == before
+
+    (output / "manifest.json").unlink()  # as after a crash, with files that a new run lacks
+    (output / "unfinished.json").touch()
+    (output / "shard-00007.parquet").touch()
+    (output / "mine.txt").touch()
+    assert run(*command).returncode == 0
+    (output / "mine.txt").unlink()
+    assert hashes(output) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    corpus: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "precious").touch()
+    with pytest.raises(InputError, match="holds files that are not ours"):
+        in_process(corpus, tokenizer_dir, tmp_path)
+    assert (tmp_path / "tokenizer" / "precious").exists()
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(
+    corpus: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    size = in_process(corpus, tokenizer_dir, output).manifest.files[0]["bytes"]
+    for path in output.rglob("*.*"):
+        path.unlink()
+    (output / "tokenizer").rmdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+    try:
+        with pytest.raises(InputError, match=r"could not be written .*not finished.*make room"):
+            in_process(corpus, tokenizer_dir, output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(output.glob("shard-*")) == []
+    assert not (output / "manifest.json").exists()
+    assert len(in_process(corpus, tokenizer_dir, output)) > 0
+
+
+def test_too_little_space_is_noticed_before_the_start(tokenizer_dir: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    with corpus.open("wb") as file:
+        file.truncate(1 << 40)  # sparse, and named a thousand times: no disk has room for that
+    config = PrepareConfig([str(corpus)] * 1000, str(tokenizer_dir), str(tmp_path / "out"))
+    with pytest.raises(InputError, match="make room or give another --output"):
+        prepare.prepare(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"summary_tokens": 0}, "at least one summary token"),
+        ({"row_length": 18}, "--row-length 18 is too short; give at least"),
+        ({"min_suffix": 0}, "--min-suffix must be at least 1"),
+        ({"kinds": "plain=0.3"}, "add up to 1"),
+        ({"text_field": "nope"}, "missing field"),
+        ({"tokenizer": "nowhere/at/all"}, "no folder nowhere/at/all"),
+        ({"input": ["/nowhere.jsonl"]}, "no corpus file /nowhere.jsonl"),
+    ],
+)
+def test_options_that_cannot_be_met(
+    corpus: Path, tokenizer_dir: Path, tmp_path: Path, options: dict, message: str
+) -> None:
+    named = {"input": [str(corpus)], "tokenizer": str(tokenizer_dir), "output": str(tmp_path / "o")}
+    with pytest.raises(InputError, match=message):
+        prepare.prepare(PrepareConfig(**named | {"workers": 1, "min_prefix": 8} | options))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "the corpus is empty"), ('{"text": ""}\n', "yields nothing")]
+)
+def test_a_corpus_without_text(
+    tokenizer_dir: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(content)
+    with pytest.raises(InputError, match=message):
+        in_process(corpus, tokenizer_dir, tmp_path / "out")
