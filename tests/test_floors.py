@@ -18,6 +18,8 @@ FLOORS = {
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.
 LIBRARIES = {"torch": 1, "deepspeed": 1, "safetensors": 1, "transformers": 2, "mteb": 3}
+# Registering a function with Transformers is all that `attention` wants of it.
+EXCEPTIONS = {"attention": {"transformers"}}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 
@@ -53,7 +55,7 @@ def test_a_module_imports_from_no_higher_floor(module: str) -> None:
     inside, libraries = imports(PACKAGE / f"{module}.py")
     too_high = {other for other in inside - {""} if FLOOR_OF[other] > floor}
     too_high |= {library for library in libraries if LIBRARIES.get(library, 0) > floor}
-    assert not too_high, f"{module} is on floor {floor}"
+    assert too_high == EXCEPTIONS.get(module, set()), f"{module} is on floor {floor}"
 
 
 def test_modules_import_one_another_in_one_direction() -> None:
