@@ -245,7 +245,7 @@ class Shards:
             self._start_process()
         index = int(np.searchsorted(self._ends, row_id, side="right"))
         in_file = row_id - int(self._ends[index] - self.manifest.files[index]["n_rows"])
-        with self._lock:
+        with self._lock:  # Arrow's readers are not made for several threads at once
             group = self._group(index, in_file // GROUP)
         row = group[in_file % GROUP]
         return Row(row.input_ids.copy(), row.bounds.copy(), row.records.copy())

@@ -28,7 +28,7 @@ SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template
 PIECE = 1 << 17  # characters an encode call gets of one text; encoding takes some 100 times as much
 CALL = 1 << 20  # characters an encode call gets in all
 # Settings that would make Transformers build another tokenizer than tokenizer.json describes.
-REBUILDING = ("auto_map", "added_tokens_decoder", "add_bos_token", "add_eos_token", "legacy")
+REBUILDING = ("auto_map", "added_tokens_decoder")
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,9 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
             shards.write_file(tmp_path / "shard-00000.parquet", make_rows(40))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(KeyError), shards.replacing(tmp_path / "manifest.json") as temporary:
+        temporary.write_text("{")
+        raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 

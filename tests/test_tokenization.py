@@ -75,6 +75,21 @@ def test_summary_tokens_go_behind_and_reload_anywhere(
         assert a.tolist() == b.tolist()
 
 
+def test_saved_settings_cannot_make_another_tokenizer(folder: Path, tmp_path: Path) -> None:
+    other = {"content": "word", "special": True}
+    change_json(
+        folder / "tokenizer_config.json",
+        tokenizer_class="LlamaTokenizer",
+        auto_map={"AutoTokenizer": ["own.Tokenizer", None]},
+        added_tokens_decoder={"70": other},
+    )
+    vocab = tokenization.load(folder)
+    tokenization.save(vocab, tmp_path / "saved")
+    (ids,) = tokenization.encode(vocab, ["a word of text"])
+    stock = AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=False)
+    assert stock("a word of text").input_ids == [0, *ids.tolist()]
+
+
 def test_text_never_becomes_a_control_token(tokenizer_dir: Path) -> None:
     vocab, ids = tokenization.add_summary_tokens(tokenization.load(tokenizer_dir), 1)
     (encoded,) = tokenization.encode(vocab, [TEXTS[3]])
