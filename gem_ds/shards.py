@@ -210,7 +210,7 @@ class Shards:
     """Random access to the rows of a finished folder.
 
     May be used from several threads, forked and pickled: each process opens its own files. Every
-    row that is read is checked; what is damaged raises `InputError` with the file's name.
+    row read is checked; what is damaged raises `InputError` with the file's name.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -268,9 +268,8 @@ class Shards:
             raise InputError(f"{path} is damaged or unreadable ({reason}); {AGAIN}") from error
         if len(rows) != n_rows:
             raise InputError(f"{path}: row group {group} does not have {n_rows} rows; {AGAIN}")
-        return [
-            self._checked(row, f"{path}, row {group * GROUP + i}") for i, row in enumerate(rows)
-        ]
+        first = group * GROUP
+        return [self._checked(row, f"{path}, row {first + i}") for i, row in enumerate(rows)]
 
     def _checked(self, row: Row, name: str) -> Row:
         manifest = self.manifest

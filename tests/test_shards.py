@@ -183,10 +183,21 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
             shards.write_file(tmp_path / "shard-00000.parquet", make_rows(40))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    with pytest.raises(KeyError), shards.replacing(tmp_path / "manifest.json") as temporary:
-        temporary.write_text("{")
-        raise KeyError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text("old")
+
+    def interrupted() -> None:
+        with shards.replacing(path) as temporary:
+            temporary.write_text("{")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [(p, p.read_text()) for p in tmp_path.iterdir()] == [(path, "old")]
 
 
 def test_files_hold_whole_row_groups() -> None:
