@@ -182,7 +182,7 @@ def _check_space(output: Path, files: list[Path], recipe: Recipe) -> None:
     free = shutil.disk_usage(output).free
     if free < need:
         raise InputError(
-            f"{output} has {free / 1e9:.1f} GB free, the shards need about {need / 1e9:.1f} GB; "
+            f"{output} has {free / 1e6:,.0f} MB free, the shards need about {need / 1e6:,.0f} MB; "
             "make room or give another --output"
         )
 

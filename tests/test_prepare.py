@@ -239,6 +239,7 @@ def test_running_again(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> Non
     (output / "manifest.json").unlink()  # as after a crash, with files that a new run lacks
     (output / "unfinished.json").touch()
     (output / "shard-00007.parquet").touch()
+    (output / "tokenizer" / "stale.json").touch()
     (output / "mine.txt").touch()
     assert run(*command).returncode == 0
     (output / "mine.txt").unlink()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 from helpers import BOS, EOS
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
@@ -154,6 +155,35 @@ def test_long_texts_are_encoded_in_pieces_that_make_no_difference(
         assert vocab.backend.decode(b.tolist(), skip_special_tokens=False) == text
         if "seam" not in text:
             assert a.tolist() == b.tolist()
+
+
+def test_a_sentencepiece_model_is_converted(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join([str(str.__doc__), str(Path.__doc__)] * 20))
+    folder = tmp_path / "base"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": True}))
+    base = tokenization.load(folder)
+    assert (base.bos_token_id, base.eos_token_id) == (1, 2)
+    vocab, _ = tokenization.add_summary_tokens(base, 1)
+    tokenization.save(vocab, tmp_path / "saved")
+    texts = ["two  spaces, é 😀", "spells </s> out"]
+    plain, spelled = tokenization.encode(tokenization.load(tmp_path / "saved"), texts)
+    for where in (folder, tmp_path / "saved"):
+        stock = AutoTokenizer.from_pretrained(where)
+        assert stock(texts[0]).input_ids == [1, *plain.tolist()]
+    assert 2 not in spelled
+    assert stock.decode(spelled) == texts[1]
 
 
 def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
