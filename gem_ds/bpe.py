@@ -4,28 +4,33 @@ Adding summary tokens to a tokenizer that exists is the business of `tokenizatio
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from gem_ds import sources
 from gem_ds.errors import InputError
+from gem_ds.records import EMPTY, Skip
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 N_BYTES = 256
 
 
-def texts_in(path: Path) -> Iterator[str]:
-    """The `text` of each line of a JSONL file. Raises `InputError` naming a line without one."""
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+def texts_in(inputs: Sequence[str]) -> Iterator[str]:
+    """The texts of corpus files, of every format that sharding reads; empty ones are left out.
+
+    Raises `InputError` naming a record that cannot be read.
+    """
+    for block in sources.blocks(sources.find(inputs), ["text"]):
+        for record in block.records():
             try:
-                yield str(json.loads(line.decode())["text"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path}, line {number}: not a JSON object with a `text` ({error}); "
-                    "mend or remove the line"
-                ) from None
+                yield record.text("text")
+            except Skip as skip:
+                if str(skip) != EMPTY:
+                    raise InputError(
+                        f"{record.file}, line {record.line}: {skip}; mend or remove the line"
+                    ) from None
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -37,6 +37,8 @@ def test_impossible_sizes_are_refused(vocab_size: int, message: str) -> None:
 @pytest.mark.parametrize("line", [b"not json", b'{"title": "x"}', b'{"text": "\xff"}', b"[1]"])
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "in.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n{"text": ""}\n')
+    assert list(bpe.texts_in([str(path)])) == ["fine"]
     path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
     with pytest.raises(InputError, match=r"in\.jsonl, line 2"):
-        list(bpe.texts_in(path))
+        list(bpe.texts_in([str(path)]))

@@ -163,6 +163,11 @@ def test_bf16_is_close_to_fp32(llama: Path) -> None:
     assert 0.99 < (fp32 * bf16).sum(1).min() < 1 - 1e-7
 
 
+def test_a_cpu_computes_in_fp32_unless_told_otherwise(tokenizer_dir: Path, tmp_path: Path) -> None:
+    _, folder = export_tiny(tokenizer_dir, tmp_path, dtype=torch.bfloat16)
+    assert Encoder.from_pretrained(folder, device="cpu").backbone.dtype == torch.float32
+
+
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, llama: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere", llama / "model-embed"):
         with pytest.raises(InputError, match=r"has no gem_config\.json"):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from exports import TEXTS, export_tiny, gem_config, run_tokenizer, tiny
+from runs import llama_config, random_shards, train
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from gem_ds import export
+from gem_ds.checkpoint import load_weights
 from gem_ds.errors import InputError
-from gem_ds.export import GemConfig
 
 FAMILIES = ["llama", "llama-tied", "qwen3", "gemma3"]
 IDS = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -169,12 +170,17 @@ def test_a_tokenizer_without_bos_or_pad(tokenizer_dir: Path, tmp_path: Path) -> 
     tokenizer["post_processor"] = None
     (base / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eos|>"}
-    settings |= {"chat_template": "{{ messages }}", "padding_side": "left"}
+    settings |= {"chat_template": "{{ messages }}"}
+    settings |= {"padding_side": "left", "truncation_side": "left"}
     (base / "tokenizer_config.json").write_text(json.dumps(settings))
     _, folder = export_tiny(base, tmp_path)
     st = SentenceTransformer(str(folder / "model-embed"), device="cpu")
     assert st.tokenize(["x"])["input_ids"][0].tolist()[1:] == [400]
     assert st.tokenizer.chat_template is None
+    assert st.tokenizer.padding_side == "right"
+    assert st.tokenize(["x" + " word" * 500])["input_ids"][
+        0, 0
+    ] == st.tokenizer.convert_tokens_to_ids("x")
     texts = [text for text in TEXTS if text]
     cosines = (st.encode(texts) * _by_hand(folder / "model", texts)).sum(1)
     assert cosines.min() > 0.9999
@@ -232,7 +238,9 @@ def test_without_summary_tokens_the_model_only_generates(
     _, folder = export_tiny(tokenizer_dir, tmp_path, k=0)
     assert sorted(path.name for path in folder.iterdir()) == ["model", "model-embed.txt"]
     assert "without summary tokens" in (folder / "model-embed.txt").read_text()
-    assert AutoModelForCausalLM.from_pretrained(folder / "model").generate(IDS, max_new_tokens=3).shape == (2, 23)
+    assert AutoModelForCausalLM.from_pretrained(folder / "model").generate(
+        IDS, max_new_tokens=3
+    ).shape == (2, 23)
 
 
 def test_an_output_with_something_in_it_is_left_alone(tokenizer_dir: Path, tmp_path: Path) -> None:
@@ -295,33 +303,25 @@ def test_a_foreign_tokenizer_is_refused(tokenizer_dir: Path, tmp_path: Path) -> 
         )
 
 
-def test_a_run_is_exported_by_step(
-    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_real_run_is_exported_by_step(tokenizer_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    vocab, ids = run_tokenizer(tokenizer_dir, run / "tokenizer")
-    told = {"config": {"model": None, "config": "examples/tiny.json"}}
-    (run / "run.json").write_text(json.dumps(told))
-    models = {step: tiny("llama-tied", vocab.size, seed=step) for step in (5, 12)}
-    for step, lm in models.items():
-        folder = run / "checkpoints" / f"step-{step:08d}"
-        lm.config.save_pretrained(folder / "model")
-        state = {"summary_attention": "isolated", "step": step, "manifest": "0" * 64}
-        (folder / "gem.json").write_text(json.dumps(state | {"summary_tokens": ids}))
-    generation = run / "checkpoints" / "step-00000012" / "model" / "generation_config.json"
-    generation.write_text(json.dumps({"top_k": 7}))
-    # DeepSpeed's own files are read in the tests of training.
-    monkeypatch.setattr(
-        "gem_ds.checkpoint.load_weights", lambda path: models[int(path.name[5:])].state_dict()
-    )
-    for asked, step in ((None, 12), (5, 5)):
+    random_shards(tmp_path / "shards", tokenizer_dir, n_rows=4)
+    config = llama_config(tmp_path / "config")
+    flags: dict[str, Any] = {"config": config, "shards": tmp_path / "shards", "output": run}
+    flags |= {"steps": 2, "rows-per-step": 2, "save-every": 1, "alpha-start": 1}
+    train(*(str(part) for name, value in flags.items() for part in (f"--{name}", value)))
+    exported = {}
+    for asked, step in ((None, 2), (1, 1)):
         output = tmp_path / f"out-{step}"
-        export.export_run(run, asked, output, torch.float32)
+        checkpoint = export.export_run(run, asked, output, torch.float32)
+        exported[step] = AutoModelForCausalLM.from_pretrained(output / "model")
         gem = export.read_gem_config(output / "model")
-        assert gem == GemConfig(ids, "isolated", "examples/tiny.json", step, "0" * 64)
-        loaded = AutoModelForCausalLM.from_pretrained(output / "model")
-        assert torch.equal(_logits(loaded, IDS), _logits(models[step], IDS))
-        assert (loaded.generation_config.top_k == 7) == (step == 12)
+        assert (gem.summary_tokens, gem.step, gem.base) == ((400,), step, str(config))
+        weights = load_weights(checkpoint)
+        loaded = exported[step].state_dict()
+        assert all(torch.equal(tensor, loaded[name]) for name, tensor in weights.items())
+        assert loaded.keys() - weights.keys() == {"lm_head.weight"}
+    assert not torch.equal(_logits(exported[1], IDS), _logits(exported[2], IDS))
     with pytest.raises(InputError, match="no checkpoint of step 7"):
         export.export_run(run, 7, tmp_path / "out", torch.float32)
 
