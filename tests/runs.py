@@ -70,7 +70,7 @@ def random_shards(folder, tokenizer_dir, n_rows=16, row_length=64, k=1, gem_shar
     return folder
 
 
-def llama_config(folder, tied=True, vocab_size=402, **extra):
+def llama_config(folder, tied=True, vocab_size=402, positions=128):
     """The configuration of a two-layer Llama, in `folder`."""
     config = LlamaConfig(
         hidden_size=32,
@@ -79,11 +79,10 @@ def llama_config(folder, tied=True, vocab_size=402, **extra):
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=vocab_size,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
         bos_token_id=0,
         eos_token_id=1,
-        **extra,
     )
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)

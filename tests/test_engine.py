@@ -1,19 +1,28 @@
 """Real DeepSpeed processes over gloo: same rows, same numbers; resuming; bad input."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 import psutil
 import pytest
 import torch
+from helpers import save_tokenizer
 from runs import ROOT, command, fp32, llama_config, metrics, random_shards, train
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds.checkpoint import find, load_weights
+from gem_ds import engine
+from gem_ds.checkpoint import find, load, load_weights, read_state
+from gem_ds.config import TrainConfig
+from gem_ds.errors import InputError
+from gem_ds.shards import Manifest
+
+DEEPSPEED_FILES = ("zero2", "zero3", "zero3_offload")
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +37,34 @@ def made(tmp_path_factory, tokenizer_dir):
     return folder
 
 
-def one_step(made, ranks, settings):
-    """Metrics and gradients of one step for each setting, from one launch."""
-    out = made / f"gradients-{ranks}"
-    out.mkdir(exist_ok=True)
-    common = {
-        "shards": str(made / "shards"),
-        "deepspeed": str(made / "fp32-zero3.json"),
-        "rows_per_step": 8,
-        "steps": 50,
-        "max_grad_norm": 1e9,
-    }
-    for name, flags in settings.items():
-        settings[name] = {**common, "output": str(out / name), **flags}
+def several_runs(out, ranks, settings):
+    """Run each setting in one launch; its folder or file of gradients is in `out` by its name."""
+    out.mkdir()
     path = out / "settings.json"
-    path.write_text(json.dumps(settings))
+    path.write_text(json.dumps(settings, default=str))
     done = subprocess.run(
-        command("tests/gradients.py", path, out, ranks=ranks),
+        command("tests/several_runs.py", path, out, ranks=ranks),
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-5000:]
+
+
+def one_step(made, ranks, settings):
+    """Metrics and gradients of one step for each setting."""
+    common = {
+        "shards": made / "shards",
+        "deepspeed": made / "fp32-zero3.json",
+        "rows_per_step": 8,
+        "steps": 50,
+        "max_grad_norm": 1e9,
+        "alpha_start": 3,
+        "gradients": 3,
+    }
+    out = made / f"gradients-{ranks}"
+    several_runs(out, ranks, {name: {**common, **flags} for name, flags in settings.items()})
     return {name: torch.load(out / f"{name}.pt") for name in settings}
 
 
@@ -63,11 +77,10 @@ def assert_same(a, b):
 
 
 def test_same_rows_same_numbers(made):
-    both = {"alpha": 0.5, "alpha_start": 3}
-    dropout = {**both, "config": str(made / "tied")}
-    continuation = {**both, "config": str(made / "untied"), "positives": "continuation"}
-    ntp = {"alpha": 0.0, "alpha_start": 3, "config": str(made / "untied")}
-    contrastive = {**both, "alpha": 1.0, "config": str(made / "untied")}
+    dropout = {"alpha": 0.5, "config": made / "tied"}
+    continuation = {"alpha": 0.5, "config": made / "untied", "positives": "continuation"}
+    contrastive = {"alpha": 1.0, "config": made / "untied"}
+    ntp = {"alpha": 0.0, "config": made / "untied"}
     one = one_step(
         made,
         1,
@@ -167,48 +180,136 @@ def bases(made, tokenizer_dir):
     return folders
 
 
+@pytest.fixture(scope="module")
+def trained(made, bases):
+    """The folder of runs from base models: one nearly without a rate for each base, and two steps
+    with each DeepSpeed file."""
+    common = {"shards": made / "shards", "rows_per_step": 4}
+    still = {
+        **common,
+        "deepspeed": made / "fp32-zero3.json",
+        "steps": 1,
+        "alpha_start": 0,
+        "learning_rate": 1e-12,
+        "contrastive_learning_rate": 1e-12,
+    }
+    settings = {name: {**still, "model": folder} for name, folder in bases.items()}
+    for name in DEEPSPEED_FILES:
+        settings[name] = {
+            **common,
+            "deepspeed": ROOT / "ds_configs" / f"{name}.json",
+            "model": bases["untied"],
+            "steps": 2,
+            "alpha_start": 1,
+            "learning_rate": 1e-3,
+        }
+    several_runs(made / "trained", 2, settings)
+    return made / "trained"
+
+
 @pytest.mark.parametrize("name", ["tied", "untied"])
-def test_a_base_model_keeps_its_weights_and_gains_rows(made, bases, name):
+def test_a_base_model_keeps_its_weights_and_gains_rows(trained, bases, name):
     """Loaded in partitions, resized, saved and read back: what did not train is as it was."""
-    base, run = bases[name], made / f"run-{name}"
-    train(
-        *("--model", base, "--shards", made / "shards", "--output", run),
-        *("--steps", 1, "--rows-per-step", 4, "--learning-rate", "1e-12", "--alpha-start", 0),
-        *("--contrastive-learning-rate", "1e-12"),
-        ranks=2,
-        deepspeed=made / "fp32-zero3.json",
-    )
-    expected = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    run, tied = trained / name, name == "tied"
+    expected = AutoModelForCausalLM.from_pretrained(bases[name]).state_dict()
     weights = load_weights(find(run))
-    tied = name == "tied"
-    assert ("lm_head.weight" in weights) != tied
     assert weights.keys() == expected.keys() - ({"lm_head.weight"} if tied else set())
     for key, weight in weights.items():
+        kept = weight
         if key in ("model.embed_tokens.weight", "lm_head.weight"):
             assert len(weight) == 448, "a multiple of 64"
             mean, spread = expected[key].mean(0), expected[key].std(0)
             z = (weight[400:] - mean) / spread
             assert z.std().item() == pytest.approx(0.02, rel=0.2)
             assert z.abs().max() < 0.1
-            weight = weight[:400]
-        assert torch.allclose(weight, expected[key], atol=1e-9), key
+            kept = weight[:400]
+        assert torch.allclose(kept, expected[key], atol=1e-9), key
     config = AutoConfig.from_pretrained(find(run) / "model")
     assert (config.vocab_size, config.tie_word_embeddings) == (448, tied)
 
 
-def test_every_deepspeed_file_starts_and_agrees(made, bases):
-    """Two steps of each configuration from the same base give the same losses up to bf16."""
-    base = bases["untied"]
-    losses = {}
-    for name in ("zero2", "zero3", "zero3_offload"):
-        run = made / f"run-{name}"
-        train(
-            *("--model", base, "--shards", made / "shards", "--output", run, "--steps", 2),
-            *("--rows-per-step", 4, "--alpha-start", 1, "--learning-rate", "1e-3"),
-            ranks=2,
-            deepspeed=ROOT / "ds_configs" / f"{name}.json",
-        )
-        losses[name] = [m["loss/total"] for m in metrics(run)]
-        assert find(run).name == "step-00000002"
-    assert losses["zero2"] == pytest.approx(losses["zero3"], rel=5e-3)
-    assert losses["zero3_offload"] == pytest.approx(losses["zero3"], rel=5e-3)
+def test_every_deepspeed_file_starts_and_agrees(trained):
+    """From one base they give the same losses up to bf16."""
+    losses = {name: [m["loss/total"] for m in metrics(trained / name)] for name in DEEPSPEED_FILES}
+    for name in DEEPSPEED_FILES:
+        assert find(trained / name).name == "step-00000002"
+        assert losses[name] == pytest.approx(losses["zero3"], rel=5e-3)
+
+
+def test_the_run_says_what_a_person_wants_to_see(trained):
+    shown = metrics(trained / "zero3")[-1]
+    for group in ("loss", "cosine", "schedule", "train", "data", "speed", "memory"):
+        assert any(name.startswith(f"{group}/") for name in shown), group
+    assert list((trained / "zero3" / "tensorboard").glob("events.*"))
+    resolved = json.loads((trained / "zero3" / "run.json").read_text())
+    assert resolved["deepspeed"]["train_batch_size"] == 4
+    assert resolved["config"]["alpha_start"] == 1
+    assert resolved["manifest"] == Manifest.load(trained.parent / "shards").digest
+
+
+def config_of(made, **flags):
+    return TrainConfig(
+        **{
+            "shards": str(made / "shards"),
+            "output": str(made / "never"),
+            "deepspeed": str(ROOT / "ds_configs" / "zero3.json"),
+            "config": str(made / "tied"),
+            **flags,
+        }
+    )
+
+
+def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
+    manifest = Manifest.load(made / "shards")
+    llama_config(tmp_path / "short", positions=32)
+    with pytest.raises(InputError, match=r"64 tokens but .* has 32 positions; shard with"):
+        engine._model_config(config_of(made, config=str(tmp_path / "short")), manifest)
+    with pytest.raises(InputError, match=r"cannot read the model configuration of '.*nowhere'"):
+        engine._model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
+    other = save_tokenizer(tmp_path / "other", vocab_size=350)
+    with pytest.raises(InputError, match=r"another tokenizer than the one .* was made with"):
+        engine._new_tokens(config_of(made, config=None, model=str(other)), manifest)
+    known = config_of(made, config=None, model=str(bases["tied"]))
+    assert engine._new_tokens(known, manifest) == manifest.summary_tokens
+    already = config_of(made, config=None, model=str(made / "shards" / "tokenizer"))
+    assert engine._new_tokens(already, manifest) == []
+    plain = dataclasses.replace(manifest, kinds={"plain": 1.0})
+    with pytest.raises(InputError, match=r"only plain documents.*--alpha 0"):
+        engine._check_objective(config_of(made), plain)
+    engine._check_objective(config_of(made, alpha=0.0), plain)
+
+
+def test_a_full_folder_another_checkpoint_and_missing_ones_are_refused(trained, made):
+    with pytest.raises(InputError, match=r"already has checkpoints \(newest step-00000002\)"):
+        engine._open_folder(config_of(made), {}, Manifest.load(made / "shards"), trained / "zero3")
+    state = read_state(find(trained / "zero3"))
+    for key, value in (("vocab_size", 512), ("manifest", "f00"), ("world_size", 4)):
+        with pytest.raises(InputError, match=rf"was written with {key} = .*this run has {value!r}"):
+            load(None, find(trained / "zero3"), {**state, key: value})
+    with pytest.raises(InputError, match=r"no checkpoint of step 7 in .*there are 2"):
+        find(trained / "zero3", 7)
+    with pytest.raises(InputError, match=r"is .* the --output of a run"):
+        find(made)
+
+
+def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, tmp_path):
+    def script(*flags):
+        line = [sys.executable, str(ROOT / "launch/train.py"), *map(str, flags)]
+        return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+    bare = script()
+    assert bare.returncode != 0
+    assert "deepspeed launch/train.py --deepspeed ds_configs/zero3.json" in bare.stderr
+    assert len(bare.stderr.splitlines()) < 12
+    broken = tmp_path / "broken"
+    shutil.copytree(made / "shards", broken)
+    (broken / "manifest.json").unlink()
+    flags = ("--config", made / "tied", "--output", tmp_path / "run")
+    flags += ("--deepspeed", ROOT / "ds_configs/zero3.json")
+    done = script(*flags, "--shards", broken)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert "sharding did not finish" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
