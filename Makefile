@@ -1,0 +1,48 @@
+# Everything runs in .venv, made by `make env`; activating it is not needed here.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help env test lint format demo clean
+
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
+MODEL ?=
+CORPUS ?=
+TESTS ?=
+
+# DeepSpeed compiles parts of itself when they are first used and finds ninja by the PATH.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+
+env: .venv/installed  ## make .venv with the tested versions (PYTHON=python3.12 for another Python)
+
+# torch comes first: DeepSpeed is a source package whose setup imports it.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give one with PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) setuptools wheel ninja
+	$(PIP) --no-build-isolation deepspeed
+	$(PIP) --no-build-isolation -e '.[dev]'
+	touch $@
+
+test: env  ## the whole test suite (TESTS="tests/test_masks.py -x" for a part of it)
+	python -m pytest $(TESTS)
+
+lint: env  ## formatting, lint and types
+	ruff format --check .
+	ruff check .
+	python -m mypy
+
+format: env  ## format and mend what can be mended automatically
+	ruff format .
+	ruff check --fix .
+
+demo: env  ## the whole road on this machine (MODEL=folder-or-hub-name CORPUS="files" for your own)
+	python examples/demo.py --work demo $(if $(MODEL),--model '$(MODEL)') $(if $(CORPUS),--corpus $(CORPUS))
+
+clean:  ## remove .venv, caches and the demo's folder
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
