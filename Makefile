@@ -21,6 +21,7 @@ env: .venv/installed  ## make .venv with the tested versions (PYTHON=python3.12 
 # torch comes first: DeepSpeed is a source package whose setup imports it.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give one with PYTHON=python3.11")'
+	[[ "$$PWD" != *' '* ]] || { echo "error: DeepSpeed does not start from a path with spaces; move this folder"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja

@@ -20,8 +20,10 @@ from gem_ds.config import TrainConfig
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
 TEXT = SCRIPT.read_text()
 # The options of sbatch and srun that the script means to use.
-SBATCH = """job-name nodes ntasks-per-node gpus-per-node cpus-per-task exclusive time requeue
-            open-mode output partition account""".split()
+SBATCH = [
+    *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "exclusive"),
+    *("time", "requeue", "open-mode", "output", "partition", "account"),
+]
 SRUN = ["cpus-per-task", "kill-on-bad-exit"]
 
 
@@ -69,8 +71,11 @@ def test_its_torchrun_line_trains_in_two_processes(tmp_path, tokenizer_dir):
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
-            **{"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7"},
-            **{"gpus": "2", "first": "127.0.0.1", "port": str(port)},
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_JOB_ID": "7",
+            "gpus": "2",
+            "first": "127.0.0.1",
+            "port": str(port),
         },
         capture_output=True,
         text=True,
