@@ -72,7 +72,13 @@ def save(
         for stale in folder.glob("*.tmp"):
             shutil.rmtree(stale)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    try:
+        engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    except (OSError, RuntimeError) as error:  # torch raises either where a disk is full
+        raise InputError(
+            f"cannot write the checkpoint {partial}: {str(error).splitlines()[0]}; make room and "
+            "continue with --resume auto from the checkpoint before, which is untouched"
+        ) from error
     dist.barrier()
     if dist.rank() == 0:
         save_model_config(partial / "model")

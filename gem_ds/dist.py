@@ -32,20 +32,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank."""
-    return bool(sum_over_ranks(torch.tensor([float(flag)], device=device)).item() > 0)
-
-
-def from_rank_0(value: Any) -> Any:
-    """A picklable object as rank 0 has it."""
-    if not initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 class _GatherRows(torch.autograd.Function):
     """Rows of all ranks, one after another; the gradient of each row returns to its owner."""
 

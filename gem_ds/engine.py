@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 import warnings
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -47,6 +48,12 @@ def train(config: TrainConfig) -> None:
     """Run training to its last step. Raises `InputError` for what the user can mend."""
     run = open_run(config)
     metrics = Metrics(run.folder, run.first_step, config.steps, enabled=dist.rank() == 0)
+    with closing(metrics), closing(run.loader):
+        _loop(run, metrics)
+
+
+def _loop(run: Run, metrics: Metrics) -> None:
+    config = run.config
     skipped = 0
     for step in range(run.first_step, config.steps):
         values, batches = train_step(run, step)
@@ -63,8 +70,6 @@ def train(config: TrainConfig) -> None:
                 config.keep_last,
             )
             metrics.say(f"saved {path}")
-    metrics.close()
-    run.loader.close()
 
 
 def open_run(config: TrainConfig) -> Run:

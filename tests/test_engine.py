@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from runs import ROOT, command, fp32, llama_config, metrics, random_shards, trai
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gem_ds import engine
-from gem_ds.checkpoint import find, load, load_weights, read_state
+from gem_ds.checkpoint import find, found, load, load_weights, read_state
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
 from gem_ds.shards import Manifest
@@ -293,9 +294,17 @@ def test_a_full_folder_another_checkpoint_and_missing_ones_are_refused(trained, 
 
 
 def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, tmp_path):
-    def script(*flags):
+    def script(*flags, **options):
         line = [sys.executable, str(ROOT / "launch/train.py"), *map(str, flags)]
-        return subprocess.run(line, capture_output=True, text=True, timeout=120)
+        return subprocess.run(line, capture_output=True, text=True, timeout=120, **options)
+
+    def one_error(*flags, **options):
+        done = script(*flags, **options)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+        assert done.returncode == 2, done.stderr
+        assert len(errors) == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        return errors[0]
 
     bare = script()
     assert bare.returncode != 0
@@ -306,10 +315,22 @@ def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, t
     (broken / "manifest.json").unlink()
     flags = ("--config", made / "tied", "--output", tmp_path / "run")
     flags += ("--deepspeed", ROOT / "ds_configs/zero3.json")
-    done = script(*flags, "--shards", broken)
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert len(errors) == 1
-    assert "sharding did not finish" in errors[0]
-    assert "Traceback" not in done.stderr
+    assert "sharding did not finish" in one_error(*flags, "--shards", broken)
     assert not (tmp_path / "run").exists()
+
+    flipped = tmp_path / "flipped"
+    shutil.copytree(made / "shards", flipped)
+    data = bytearray((flipped / "shard-00000.parquet").read_bytes())
+    data[len(data) // 3] ^= 1
+    (flipped / "shard-00000.parquet").write_bytes(data)
+    message = one_error(*flags, "--shards", flipped, "--steps", 3, "--rows-per-step", 8)
+    assert "shard-00000.parquet" in message
+
+    def little_room():  # what a full disk or a quota does, for files above a size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))
+
+    flags = (*flags[:3], tmp_path / "full", *flags[4:], "--steps", 1, "--rows-per-step", 1)
+    message = one_error(*flags, "--shards", made / "shards", preexec_fn=little_room)
+    assert "cannot write the checkpoint" in message
+    assert "step-00000001.tmp" in message
+    assert not found(tmp_path / "full")
