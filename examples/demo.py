@@ -1,0 +1,307 @@
+"""The whole road on one machine, each step the command that a user would type.
+
+    python examples/demo.py                                    # docstrings, a Llama from scratch
+    python examples/demo.py --model FOLDER_OR_HUB_NAME --corpus FILES
+
+Text in, a model that embeds and generates out, and one table, before and after. Runs on two CPU
+processes, or on every GPU where there are some. Results are also in <work>/results.json.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers.utils import logging
+
+from gem_ds import bpe, corpus, evaluate, tokenization
+from gem_ds.encode import Encoder
+from gem_ds.errors import InputError, run
+from gem_ds.evaluate import Vectors, baseline_embeddings, ndcg_at_10, nearest, perplexity
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKER = "gem_ds-demo"  # in a work folder that the demo may empty
+MIN_GAIN, MAX_LOSS = 2.0, 1.05  # the goals: retrieval times two, perplexity at most 5 % up
+HELD_OUT, HELD_OUT_SHARE = 500, 0.02
+N_MEASURED_TOKENS = 512
+
+# Flags of the two trainings. A base is trained on plain rows; then the summary token is learnt.
+# Positives are the text's own continuation: dropped-out copies are told apart at once by so small a
+# model and teach it little.
+BASE = (
+    "--alpha 0 --steps 300 --rows-per-step 16 --rows-per-micro-batch 4 --learning-rate 2e-3 "
+    "--gradient-checkpointing false"
+)
+GEM = (
+    "--steps 200 --rows-per-step 16 --rows-per-micro-batch 8 --learning-rate 5e-4 "
+    "--contrastive-learning-rate 5e-4 --alpha 0.5 --alpha-start 0 --positives continuation "
+    "--gradient-checkpointing false"
+)
+
+
+class Demo:
+    """The steps, with their commands printed, timed and stopped at the first that fails."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.seconds: dict[str, float] = {}
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        self.launcher = "deepspeed --quiet"
+        if not torch.cuda.is_available():
+            self.launcher += " --num_gpus 2"  # two CPU processes
+            self.environment.setdefault("DS_ACCELERATOR", "cpu")
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
+
+    def step(self, name: str, command: str) -> None:
+        """Run a command line from the repository's root."""
+        print(f"\n$ {command}", flush=True)
+        with self.timed(name):
+            done = subprocess.run(shlex.split(command), env=self.environment)
+        if done.returncode:
+            print(f"error: this step failed (exit status {done.returncode})", file=sys.stderr)
+            sys.exit(1)
+        print(f"({self.seconds[name]:.0f} s)", flush=True)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+
+    def train(self, name: str, start: str, shards: Path, output: Path, flags: str) -> None:
+        self.step(
+            name,
+            f"{self.launcher} --master_port {free_port()} launch/train.py --deepspeed ds_configs/zero3.json {start} "
+            f"--shards {shards} --output {output} {flags}",
+        )
+
+
+def free_port() -> int:
+    """A port that nobody listens on now, so that another training can run beside this one."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def empty_folder(work: Path) -> None:
+    """Make the work folder new. Raises `InputError` if it holds what the demo did not write."""
+    if work.exists() and any(work.iterdir()):
+        if not (work / MARKER).exists():
+            raise InputError(f"{work} holds other things; give the demo a --work of its own")
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / MARKER).touch()
+
+
+def base_from_scratch(demo: Demo) -> Path:
+    """A tokenizer and a small Llama, trained on plain rows of the corpus; the model's folder."""
+    work = demo.work
+    text = work / "corpus" / "train.jsonl"
+    demo.step(
+        "tokenizer",
+        f"python data_prep/train_tokenizer.py --input {text} --vocab-size 8192 "
+        f"--output {work / 'tokenizer'}",
+    )
+    demo.step(
+        "shard plain",
+        f"python data_prep/shard.py --input {text} --tokenizer {work / 'tokenizer'} "
+        f"--output {work / 'shards-plain'} --kinds plain=1 --summary-tokens 0 --row-length 512",
+    )
+    start = "--config examples/demo_llama.json"
+    demo.train("train base", start, work / "shards-plain", work / "run-base", BASE)
+    demo.step(
+        "export base",
+        f"python launch/export.py --run {work / 'run-base'} --output {work / 'base'} "
+        "--dtype float32",
+    )
+    return work / "base" / "model"
+
+
+def hold_out(inputs: list[str], folder: Path) -> None:
+    """Split a corpus: its last records, 2 % and at most 500, become ``dev.jsonl``.
+
+    The title of a text is its first sentence. Raises `InputError` for a corpus that is too small.
+    """
+    n_texts = sum(1 for _ in bpe.texts_in(inputs))
+    n_dev = min(HELD_OUT, int(n_texts * HELD_OUT_SHARE))
+    if n_dev < 10:
+        raise InputError(
+            f"the corpus has {n_texts} texts; 500 or more are needed to measure on 2 %"
+        )
+    texts = enumerate(bpe.texts_in(inputs))
+    entries = ((i, corpus.Entry(f"text {i}", *corpus.split_title(text))) for i, text in texts)
+    folder.mkdir(parents=True)
+    dev: list[corpus.Entry] = []
+
+    def to_train() -> Iterator[corpus.Entry]:
+        for i, entry in entries:
+            if i < n_texts - n_dev:
+                yield entry
+            elif entry.title and entry.text:
+                dev.append(entry)
+
+    corpus.write(to_train(), folder / "train.jsonl", title_in_text=True)
+    corpus.write(dev, folder / "dev.jsonl", title_in_text=False)
+
+
+def measure(base: str, gem: Path, dev: list[dict[str, str]]) -> dict[str, Any]:
+    """nDCG@10 x 100 of titles -> texts, and perplexity, of the base and of the trained model."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    titles = [entry["title"] for entry in dev]
+    texts = [entry["text"] for entry in dev]
+    whole = [f"{title}\n{text}" for title, text in zip(titles, texts, strict=True)]
+
+    def load(name: str | Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device)
+
+    vocab = tokenization.load(base)
+    lm = load(base)
+    before = {"perplexity": perplexity(lm, vocab, whole, N_MEASURED_TOKENS)}
+    for pooling in ("mean", "last", "weighted"):
+        vectors = [
+            baseline_embeddings(lm, vocab, side, pooling, N_MEASURED_TOKENS)
+            for side in (titles, texts)
+        ]
+        before[pooling] = 100 * ndcg_at_10(*vectors)
+    before["summary"] = 100 * ndcg_at_10(*untrained(lm, base, gem, titles, texts))
+    lm = load(gem / "model")
+    after = {
+        "perplexity": perplexity(lm, tokenization.load(gem / "model"), whole, N_MEASURED_TOKENS)
+    }
+    encoder = Encoder.from_pretrained(gem, dtype=torch.float32)
+    queries, documents = (
+        encoder.encode(side, max_length=N_MEASURED_TOKENS) for side in (titles, texts)
+    )
+    after["summary"] = 100 * ndcg_at_10(queries, documents)
+    return {
+        "before": before,
+        "after": after,
+        "neighbours": neighbours(queries, documents, titles),
+        "continuation": continuation(gem / "model", texts),
+    }
+
+
+def untrained(
+    lm: Any, base: str, gem: Path, titles: list[str], texts: list[str]
+) -> tuple[Vectors, Vectors]:
+    """Embeddings of the base with a summary token as training begins with it."""
+    from gem_ds import model
+
+    vocab, summary = tokenization.add_summary_tokens(tokenization.load(base), 1)
+    model.add_rows(lm, vocab.size, min(summary))
+    encoder = Encoder(lm.base_model, vocab, summary)
+    queries, documents = (
+        encoder.encode(side, max_length=N_MEASURED_TOKENS) for side in (titles, texts)
+    )
+    return queries, documents
+
+
+def neighbours(queries: Vectors, documents: Vectors, titles: list[str]) -> list[dict[str, Any]]:
+    """The three nearest held-out texts (by their own titles) of three titles, evenly picked."""
+    picked = [len(titles) * i // 3 for i in range(3)]
+    found = nearest(queries[picked], documents, 3)
+    return [
+        {"title": titles[i], "nearest": [titles[j] for j in row]}
+        for i, row in zip(picked, found, strict=True)
+    ]
+
+
+def continuation(folder: Path, texts: list[str]) -> dict[str, str]:
+    """What the model writes after the first words of a held-out text."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = " ".join(texts[0].split()[:12])
+    set_seed(0)
+    ids = tokenizer(prompt, return_tensors="pt")
+    written = lm.generate(
+        **ids, max_new_tokens=60, do_sample=True, temperature=0.7, top_p=0.9, pad_token_id=0
+    )
+    new = written[0, ids["input_ids"].shape[1] :]
+    return {"prompt": prompt, "continuation": tokenizer.decode(new, skip_special_tokens=True)}
+
+
+def report(results: dict[str, Any]) -> str:
+    before, after = results["before"], results["after"]
+    best = max(before["mean"], before["last"])
+    rows = [
+        ["nDCG@10 x 100, mean pooling", f"{before['mean']:.2f}", ""],
+        ["nDCG@10 x 100, last token", f"{before['last']:.2f}", ""],
+        ["nDCG@10 x 100, position-weighted mean", f"{before['weighted']:.2f}", ""],
+        ["nDCG@10 x 100, summary token", f"{before['summary']:.2f}", f"{after['summary']:.2f}"],
+        ["perplexity", f"{before['perplexity']:.2f}", f"{after['perplexity']:.2f}"],
+    ]
+    gain, loss = after["summary"] / best, after["perplexity"] / before["perplexity"]
+    goals = [
+        (f"retrieval at least {MIN_GAIN:g} x the best of mean and last", gain, gain >= MIN_GAIN),
+        (f"perplexity at most {MAX_LOSS:g} x the base's", loss, loss <= MAX_LOSS),
+    ]
+    lines = [
+        f"{results['held_out']} held-out texts: find each by its title; perplexity of both",
+        "",
+        evaluate.table(["", "before", "after"], rows),
+        "",
+        *(f"{'reached' if ok else 'MISSED '}  {name}: {got:.2f} x" for name, got, ok in goals),
+        "",
+        "Nearest held-out texts (shown by their own titles) of",
+    ]
+    for example in results["neighbours"]:
+        lines += [f"  {example['title']}", *(f"    - {title}" for title in example["nearest"])]
+    written = results["continuation"]
+    lines += ["", "model/ continues a held-out text:", f"  {written['prompt']} ..."]
+    lines += [f"    {line}" for line in written["continuation"].strip().splitlines()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="your own base model: folder or hub name")
+    parser.add_argument("--corpus", nargs="+", help="your own text: files or folders")
+    parser.add_argument("--work", type=Path, default=Path("demo"), help="default: %(default)s")
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if Path.cwd() != ROOT:
+        raise InputError(f"run it from {ROOT}, so that its commands can be typed again")
+    work = args.work
+    empty_folder(work)
+    demo = Demo(work)
+    if args.corpus:
+        with demo.timed("corpus"):
+            hold_out(args.corpus, work / "corpus")
+    else:
+        demo.step("corpus", f"python data_prep/docstrings.py --output {work / 'corpus'}")
+    base = args.model or str(base_from_scratch(demo))
+    demo.step(
+        "shard",
+        f"python data_prep/shard.py --input {work / 'corpus' / 'train.jsonl'} --tokenizer {base} "
+        f"--output {work / 'shards'} --kinds plain=0.5,continuation=0.5 --row-length 512",
+    )
+    demo.train("train", f"--model {base}", work / "shards", work / "run", GEM)
+    demo.step("export", f"python launch/export.py --run {work / 'run'} --output {work / 'gem'}")
+    with (work / "corpus" / "dev.jsonl").open(encoding="utf-8") as stream:
+        dev = [json.loads(line) for line in stream]
+    with demo.timed("measure"):
+        results = measure(base, work / "gem", dev)
+    results |= {"held_out": len(dev), "seconds": demo.seconds}
+    (work / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\n{report(results)}\n\n{work}/results.json, {sum(demo.seconds.values()):.0f} s")
+
+
+if __name__ == "__main__":
+    run(main)
