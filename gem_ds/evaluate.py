@@ -7,7 +7,7 @@ Shapes: T tokens in the stream, Q queries, N documents, C hidden size.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -77,32 +77,32 @@ def baseline_embeddings(
     lm: Any,
     vocab: Vocabulary,
     texts: Sequence[str],
-    pooling: Pooling,
     max_tokens: int = 512,
     batch_tokens: int = 8192,
-) -> Vectors:
-    """(N, C) float32 unit vectors without training: what any language model gives.
+) -> dict[Pooling, Vectors]:
+    """By pooling, (N, C) float32 unit vectors without training: what any language model gives.
 
-    Pools the last hidden states of ``bos text``: their mean, their mean weighted by position 1, 2,
-    3 … (SGPT, arXiv 2202.08904), or the last. Raises `InputError` for a text of no tokens.
+    Pools the last hidden states of ``bos text``, cut to `max_tokens` tokens: their mean, their mean
+    weighted by position 1, 2, 3 … (SGPT, arXiv 2202.08904), or the last. Raises `InputError` for a
+    text of no tokens.
     """
     documents = _plain_documents(lm, vocab, texts, max_tokens)
     for i, document in enumerate(documents, start=1):
         if not len(document):
             raise InputError(f"text {i} is empty and the model has no bos token; remove it")
-    vectors_NC = np.empty((len(texts), lm.config.get_text_config().hidden_size), dtype=np.float32)
+    shape = len(texts), lm.config.get_text_config().hidden_size
+    vectors: dict[Pooling, Vectors] = {
+        name: np.empty(shape, dtype=np.float32) for name in get_args(Pooling)
+    }
     for batch, output, _, bounds_D4 in _run(lm.base_model, documents, batch_tokens):
         hidden_TC = output.last_hidden_state[0].float()
         for i, (start, end) in zip(batch, bounds_D4[:, [START, END]].tolist(), strict=True):
             hidden = hidden_TC[start:end]
-            if pooling == "last":
-                vector = hidden[-1]
-            elif pooling == "weighted":
-                vector = torch.arange(1.0, len(hidden) + 1, device=hidden.device) @ hidden
-            else:
-                vector = hidden.mean(0)
-            vectors_NC[i] = F.normalize(vector, dim=-1).cpu().numpy()
-    return vectors_NC
+            place = torch.arange(1.0, len(hidden) + 1, device=hidden.device)
+            pooled = {"mean": hidden.mean(0), "weighted": place @ hidden, "last": hidden[-1]}
+            for name, vectors_NC in vectors.items():
+                vectors_NC[i] = F.normalize(pooled[name], dim=-1).cpu().numpy()
+    return vectors
 
 
 def ndcg_at_10(queries_QC: Vectors, documents_QC: Vectors) -> float:

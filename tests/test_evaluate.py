@@ -46,9 +46,8 @@ def test_perplexity_of_nothing_is_refused(models: Any, tokenizer_dir: Path) -> N
 @pytest.mark.parametrize("pooling", ["mean", "weighted", "last"])
 def test_baselines_equal_plain_transformers(models: Any, tokenizer_dir: Path, pooling: Any) -> None:
     lm, stock = models
-    vectors = evaluate.baseline_embeddings(
-        lm, tokenization.load(tokenizer_dir), TEXTS, pooling, batch_tokens=40
-    )
+    vocab = tokenization.load(tokenizer_dir)
+    vectors = evaluate.baseline_embeddings(lm, vocab, TEXTS, batch_tokens=40)[pooling]
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     for text, vector in zip(TEXTS, vectors, strict=True):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
