@@ -86,7 +86,8 @@ class Demo:
         self.step(
             name,
             f"{self.launcher} --master_port {free_port()} launch/train.py "
-            f"--deepspeed ds_configs/zero3.json {start} --shards {shards} --output {output} {flags}",
+            f"--deepspeed ds_configs/zero3.json {start} "
+            f"--shards {shards} --output {output} {flags}",
         )
 
 
