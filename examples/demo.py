@@ -143,16 +143,16 @@ def hold_out(inputs: list[str], folder: Path) -> None:
         raise InputError(
             f"the corpus has {n_texts} texts; 500 or more are needed to measure on 2 %"
         )
-    texts = enumerate(bpe.texts_in(inputs))
-    entries = ((i, corpus.Entry(f"text {i}", *corpus.split_title(text))) for i, text in texts)
     folder.mkdir(parents=True)
     dev: list[corpus.Entry] = []
 
     def to_train() -> Iterator[corpus.Entry]:
-        for i, entry in entries:
+        for i, text in enumerate(bpe.texts_in(inputs)):
             if i < n_texts - n_dev:
-                yield entry
-            elif entry.title and entry.text:
+                yield corpus.Entry(f"text {i}", "", text)
+                continue
+            entry = corpus.Entry(f"text {i}", *corpus.split_title(text))
+            if entry.title and entry.text:
                 dev.append(entry)
 
     corpus.write(to_train(), folder / "train.jsonl", title_in_text=True)
