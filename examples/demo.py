@@ -9,7 +9,6 @@ processes, or on every GPU where there are some. Results are also in <work>/resu
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import shlex
@@ -20,23 +19,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from demo_measures import measure, report
 from transformers.utils import logging
 
-from gem_ds import bpe, corpus, evaluate, tokenization
-from gem_ds.encode import Encoder, Vectors
+from gem_ds import bpe, corpus
 from gem_ds.errors import InputError, run
-from gem_ds.evaluate import baseline_embeddings, ndcg_at_10, nearest, perplexity
-from gem_ds.tokenization import Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "gem_ds-demo"  # in a work folder that the demo may empty
-MIN_GAIN, MAX_LOSS = 2.0, 1.05  # the goals: retrieval times two, perplexity at most 5 % up
 HELD_OUT, HELD_OUT_SHARE = 500, 0.02
-N_MEASURED_TOKENS = 256
 
 # Flags of the two trainings, for a machine with two cores: first a base on plain rows, then the
 # summary token. Positives are the text's own continuation: a prefix with tokens dropped out is
@@ -157,114 +150,6 @@ def hold_out(inputs: list[str], folder: Path) -> None:
 
     corpus.write(to_train(), folder / "train.jsonl", title_in_text=True)
     corpus.write(dev, folder / "dev.jsonl", title_in_text=False)
-
-
-def measure(base: str, gem: Path, dev: list[dict[str, str]]) -> dict[str, Any]:
-    """nDCG@10 x 100 of titles -> texts, and perplexity, of the base and of the trained model."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    titles = [entry["title"] for entry in dev]
-    texts = [entry["text"] for entry in dev]
-    whole = [f"{title}\n{text}" for title, text in zip(titles, texts, strict=True)]
-
-    def load(name: str | Path) -> Any:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device)
-
-    vocab = tokenization.load(base)
-    lm = load(base)
-    before = {"perplexity": perplexity(lm, vocab, whole, N_MEASURED_TOKENS)}
-    of_titles, of_texts = (
-        baseline_embeddings(lm, vocab, side, N_MEASURED_TOKENS) for side in (titles, texts)
-    )
-    before |= {name: 100 * ndcg_at_10(of_titles[name], of_texts[name]) for name in of_titles}
-    before["summary"] = 100 * ndcg_at_10(*embed(untrained(lm, vocab), titles, texts))
-    lm = load(gem / "model")
-    after = {
-        "perplexity": perplexity(lm, tokenization.load(gem / "model"), whole, N_MEASURED_TOKENS)
-    }
-    encoder = Encoder.from_pretrained(gem, dtype=torch.float32)
-    queries, documents = embed(encoder, titles, texts)
-    after["summary"] = 100 * ndcg_at_10(queries, documents)
-    return {
-        "before": before,
-        "after": after,
-        "neighbours": neighbours(queries, documents, titles),
-        "continuation": continuation(gem / "model", texts),
-    }
-
-
-def untrained(lm: Any, vocab: Vocabulary) -> Encoder:
-    """An encoder of the base with a summary token as training begins with it; changes `lm`."""
-    from gem_ds import model  # loads DeepSpeed, which is to be told of the accelerator first
-
-    with_summary, summary = tokenization.add_summary_tokens(vocab, 1)
-    model.add_rows(lm, with_summary.size, min(summary))
-    return Encoder(lm.base_model, with_summary, summary)
-
-
-def embed(encoder: Encoder, titles: list[str], texts: list[str]) -> tuple[Vectors, Vectors]:
-    """Embeddings of both, cut as the baselines are, which needs no saying here."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        queries = encoder.encode(titles, max_length=N_MEASURED_TOKENS)
-        return queries, encoder.encode(texts, max_length=N_MEASURED_TOKENS)
-
-
-def neighbours(queries: Vectors, documents: Vectors, titles: list[str]) -> list[dict[str, Any]]:
-    """The three nearest held-out texts (by their own titles) of three titles, evenly picked."""
-    picked = [len(titles) * i // 3 for i in range(3)]
-    found = nearest(queries[picked], documents, 3)
-    return [
-        {
-            "title": titles[i],
-            "nearest": [titles[j] + ("  <- its own" if i == j else "") for j in row],
-        }
-        for i, row in zip(picked, found, strict=True)
-    ]
-
-
-def continuation(folder: Path, texts: list[str]) -> dict[str, str]:
-    """What the model writes after the first words of a held-out text."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompt = " ".join(texts[0].split()[:12])
-    set_seed(0)
-    ids = tokenizer(prompt, return_tensors="pt")
-    written = lm.generate(
-        **ids, max_new_tokens=60, do_sample=True, temperature=0.7, top_p=0.9, pad_token_id=0
-    )
-    new = written[0, ids["input_ids"].shape[1] :]
-    return {"prompt": prompt, "continuation": tokenizer.decode(new, skip_special_tokens=True)}
-
-
-def report(results: dict[str, Any]) -> str:
-    before, after = results["before"], results["after"]
-    best = max(before["mean"], before["last"])
-    rows = [
-        ["nDCG@10 x 100, mean pooling", f"{before['mean']:.2f}", ""],
-        ["nDCG@10 x 100, last token", f"{before['last']:.2f}", ""],
-        ["nDCG@10 x 100, position-weighted mean", f"{before['weighted']:.2f}", ""],
-        ["nDCG@10 x 100, summary token", f"{before['summary']:.2f}", f"{after['summary']:.2f}"],
-        ["perplexity", f"{before['perplexity']:.2f}", f"{after['perplexity']:.2f}"],
-    ]
-    gain, loss = after["summary"] / best, after["perplexity"] / before["perplexity"]
-    goals = [
-        (f"retrieval at least {MIN_GAIN:g} x the best of mean and last", gain, gain >= MIN_GAIN),
-        (f"perplexity at most {MAX_LOSS:g} x the base's", loss, loss <= MAX_LOSS),
-    ]
-    lines = [
-        f"{results['held_out']} held-out texts: find each by its title; perplexity of both",
-        "",
-        evaluate.table(["", "before", "after"], rows),
-        "",
-        *(f"{'reached' if ok else 'MISSED '}  {name}: {got:.2f} x" for name, got, ok in goals),
-        "",
-        "Nearest held-out texts (shown by their own titles) of",
-    ]
-    for example in results["neighbours"]:
-        lines += [f"  {example['title']}", *(f"    - {title}" for title in example["nearest"])]
-    written = results["continuation"]
-    lines += ["", "model/ continues a held-out text:", f"  {written['prompt']} ..."]
-    lines += [f"    {line}" for line in written["continuation"].strip().splitlines()]
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Embeddings are those of plain Transformers, whatever the batch, the order and the text."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -180,22 +181,25 @@ def test_a_model_without_summary_tokens_is_refused(tokenizer_dir: Path, tmp_path
         Encoder.from_pretrained(folder)
 
 
-def test_command_reads_lines_and_writes_vectors(llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_bytes("one text\r\n\nTöxt drei".encode())
-    files = ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.npy")]
-    subprocess.run([*COMMAND, "--model", str(llama), *files], check=True)
+def test_command_embeds_lines(llama: Path, tmp_path: Path) -> None:
+    lines = "one text\r\n\nTöxt drei".encode()
+    command = [*COMMAND, "--model", str(llama), "--output", str(tmp_path / "out.npy")]
+    subprocess.run([*command, "--batch-tokens", "20"], input=lines, check=True)
     vectors = np.load(tmp_path / "out.npy")
-    expected = Encoder.from_pretrained(llama).encode(["one text", "", "Töxt drei"])
+    expected = Encoder.from_pretrained(llama / "model").encode(["one text", "", "Töxt drei"])
     assert vectors.dtype == np.float32
     assert np.allclose(vectors, expected, atol=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.npy"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
 
 
-def test_command_reads_and_writes_pipes(llama: Path, tmp_path: Path) -> None:
-    command = [*COMMAND, "--model", str(llama / "model"), "--batch-tokens", "20"]
-    done = subprocess.run(command, input=b"a\nb\n", capture_output=True, check=True)
-    (tmp_path / "out.npy").write_bytes(done.stdout)
-    assert np.load(tmp_path / "out.npy").shape == (2, 32)
+def test_lines_come_from_a_file_and_vectors_go_to_a_pipe(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (tmp_path / "in.txt").write_bytes("one\r\n\nTöxt".encode())
+    assert encode.read_lines(str(tmp_path / "in.txt")) == ["one", "", "Töxt"]
+    encode.save(np.eye(2, dtype=np.float32), "-")
+    sys.stdout.flush()
+    assert np.array_equal(np.load(io.BytesIO(capfdbinary.readouterr().out)), np.eye(2))
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

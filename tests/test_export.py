@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -324,8 +323,3 @@ def test_a_real_run_is_exported_by_step(tokenizer_dir: Path, tmp_path: Path) -> 
     assert not torch.equal(_logits(exported[1], IDS), _logits(exported[2], IDS))
     with pytest.raises(InputError, match="no checkpoint of step 7"):
         export.export_run(run, 7, tmp_path / "out", torch.float32)
-
-
-def test_reading_an_export_needs_no_deepspeed() -> None:
-    code = "import sys, gem_ds.export; sys.exit('deepspeed' in sys.modules)"
-    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
