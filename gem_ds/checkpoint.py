@@ -58,7 +58,7 @@ def save(
     engine: Any,
     run: Path,
     state: dict[str, Any],
-    save_model_config: Callable[[Path], None],
+    save_config: Callable[[Path], None],
     keep_last: int,
 ) -> Path:
     """Write the checkpoint of ``state["step"]`` and remove all but the newest `keep_last`.
@@ -81,7 +81,7 @@ def save(
         ) from error
     dist.barrier()
     if dist.rank() == 0:
-        save_model_config(partial / "model")
+        save_config(partial / "model")
         (partial / STATE).write_text(json.dumps(state, indent=1))
         _sync_tree(partial)
         if final.exists():

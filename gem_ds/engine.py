@@ -15,7 +15,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.ops.adam import DeepSpeedCPUAdam
 from transformers import AutoConfig
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -66,7 +65,7 @@ def _loop(run: Run, metrics: Metrics) -> None:
                 run.engine,
                 run.folder,
                 {**run.state, "step": step + 1},
-                run.engine.module.lm.config.save_pretrained,
+                run.engine.module.save_config,
                 config.keep_last,
             )
             metrics.say(f"saved {path}")
@@ -267,12 +266,11 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
         dtype=torch.bfloat16 if bf16 else torch.float32,
     )
     gem = model.GemModel(lm, config.temperature)
-    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    adam = DeepSpeedCPUAdam if offloaded else torch.optim.AdamW
-    optimizer = adam(
+    optimizer = torch.optim.AdamW(
         model.parameter_groups(gem, config.weight_decay),
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
+        fused=True,
     )
     engine, *_ = deepspeed.initialize(model=gem, optimizer=optimizer, config=ds_config)
     del partitioned

@@ -58,6 +58,13 @@ class GemModel(nn.Module):
             logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
 
+    def save_config(self, folder: Path) -> None:
+        """Write the language model's configuration, and how it generates, without weights."""
+        self.lm.config.save_pretrained(folder)
+        # Not by save_pretrained, which refuses what some published models have here.
+        text = self.lm.generation_config.to_json_string(use_diff=True)
+        (folder / "generation_config.json").write_text(text)
+
     def forward(self, batch: Batch) -> Sums:
         """Both losses from one pass over the stream.
 
