@@ -9,6 +9,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraint
 MODEL ?=
 CORPUS ?=
 TESTS ?=
+JOBS ?= 0
 
 # DeepSpeed compiles parts of itself when they are first used and finds ninja by the PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -29,8 +30,10 @@ env: .venv/installed  ## make .venv with the tested versions (PYTHON=python3.12 
 	$(PIP) --no-build-isolation -e '.[dev]'
 	touch $@
 
-test: env  ## the whole test suite (TESTS="tests/test_masks.py -x" for a part of it)
-	python -m pytest $(TESTS)
+# A worker gets whole files, whose tests share runs, in the order of their names: so the longest,
+# test_engine, begins early.
+test: env  ## the whole test suite (TESTS="tests/test_masks.py -x" for a part, JOBS=2 for two workers)
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: env  ## formatting, lint and types
 	ruff format --check .
