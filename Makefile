@@ -9,10 +9,12 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraint
 MODEL ?=
 CORPUS ?=
 TESTS ?=
-JOBS ?= 0
+JOBS ?= 2
 
 # DeepSpeed compiles parts of itself when they are first used and finds ninja by the PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# What it compiled belongs to this .venv: shared between two, each would compile it anew.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -32,7 +34,7 @@ env: .venv/installed  ## make .venv with the tested versions (PYTHON=python3.12 
 
 # A worker gets whole files, whose tests share runs, in the order of their names: so the longest,
 # test_engine, begins early.
-test: env  ## the whole test suite (TESTS="tests/test_masks.py -x" for a part, JOBS=2 for two workers)
+test: env  ## the whole test suite (TESTS="tests/test_masks.py -x" for a part, JOBS=0 for one process)
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: env  ## formatting, lint and types

@@ -25,7 +25,7 @@ from gem_ds.shards import replacing
 
 PACKAGES = (
     *("accelerate", "datasets", "deepspeed", "huggingface_hub", "joblib", "mpmath", "networkx"),
-    *("numpy", "pandas", "peft", "pyarrow", "scipy", "sentence_transformers", "sklearn", "sympy"),
+    *("numpy", "pandas", "pyarrow", "scipy", "sentence_transformers", "sklearn", "sympy"),
     *("tokenizers", "torch", "transformers"),
 )
 # Tests, vendored copies and generated code say little and say it often.

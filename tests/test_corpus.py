@@ -40,7 +40,7 @@ class Cup:
         """Tiny."""
 
 
-add_newdoc("kitchen.core", "pour", """pour(x, /)\\n\\nPour all of x into the sink nearest to you.""")
+add_newdoc("kitchen.core", "pour", """pour(x, /)\\n\\nPour all of x into the sink by your side.""")
 add_newdoc("kitchen.core", "Jug", ("lift", "Lift the jug carefully above the table, then wait."))
 torch._C._add_docstr(grind, r"""
 grind(beans) -> Powder
@@ -86,7 +86,7 @@ def test_entries_in_parses_without_importing() -> None:
     ]
     assert entries["kitchen.cup.Cup"].title == "A vessel that holds some coffee."
     assert entries["kitchen.cup.Cup"].text.endswith("Parameters\n----------\nsize : int")
-    assert entries["kitchen.core.pour"].title == "Pour all of x into the sink nearest to you."
+    assert entries["kitchen.core.pour"].title == "Pour all of x into the sink by your side."
     assert entries["grind"].text == "Keyword {args}"
 
 
