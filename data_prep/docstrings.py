@@ -2,8 +2,8 @@
 
     python data_prep/docstrings.py --output demo/corpus
 
-Lines have `id`, `title` (first sentence) and `text`: the whole entry in train.jsonl; without its
-title in dev.jsonl, whose entries are held out to measure perplexity and retrieval by title.
+Lines have `id`, `title` (the first sentence) and `text` (the rest); entries of a title alone are
+left out. Those of dev.jsonl are held out to measure perplexity, and retrieval of texts by titles.
 """
 
 import argparse
@@ -29,8 +29,9 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     entries = corpus.collect(corpus.source_files(), args.workers)
     train, dev = corpus.split(entries, args.held_out)
-    n_train = corpus.write(train, args.output / "train.jsonl", title_in_text=True)
-    n_dev = corpus.write(dev, args.output / "dev.jsonl", title_in_text=False)
+    train = [entry for entry in train if entry.text]
+    n_train = corpus.write(train, args.output / "train.jsonl")
+    n_dev = corpus.write(dev, args.output / "dev.jsonl")
     print(
         f"{args.output}/train.jsonl: {len(train):,} entries, {n_train / 1e6:.1f} MB of text\n"
         f"{args.output}/dev.jsonl: {len(dev):,} entries, {n_dev / 1e6:.1f} MB of text"

@@ -22,14 +22,13 @@ def measure(base: str, gem: Path, dev: list[dict[str, str]]) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     titles = [entry["title"] for entry in dev]
     texts = [entry["text"] for entry in dev]
-    whole = [f"{title}\n{text}" for title, text in zip(titles, texts, strict=True)]
 
     def load(name: str | Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device)
 
     vocab = tokenization.load(base)
     lm = load(base)
-    before = {"perplexity": perplexity(lm, vocab, whole, N_MEASURED_TOKENS)}
+    before = {"perplexity": perplexity(lm, vocab, texts, N_MEASURED_TOKENS)}
     of_titles, of_texts = (
         baseline_embeddings(lm, vocab, side, N_MEASURED_TOKENS) for side in (titles, texts)
     )
@@ -37,7 +36,7 @@ def measure(base: str, gem: Path, dev: list[dict[str, str]]) -> dict[str, Any]:
     before["summary"] = 100 * ndcg_at_10(*embed(untrained(lm, vocab), titles, texts))
     lm = load(gem / "model")
     after = {
-        "perplexity": perplexity(lm, tokenization.load(gem / "model"), whole, N_MEASURED_TOKENS)
+        "perplexity": perplexity(lm, tokenization.load(gem / "model"), texts, N_MEASURED_TOKENS)
     }
     encoder = Encoder.from_pretrained(gem, dtype=torch.float32)
     queries, documents = embed(encoder, titles, texts)
@@ -109,7 +108,7 @@ def report(results: dict[str, Any]) -> str:
         (f"perplexity at most {MAX_LOSS:g} x the base's", loss, loss <= MAX_LOSS),
     ]
     lines = [
-        f"{results['held_out']} held-out texts: find each by its title; perplexity of both",
+        f"{results['held_out']} held-out texts: find each by its title; perplexity of the texts",
         "",
         evaluate.table(["", "before", "after"], rows),
         "",

@@ -251,17 +251,15 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def write(entries: Iterable[Entry], path: Path, title_in_text: bool) -> int:
-    """Write JSONL lines with `id`, `title`, `text`, whole or not at all; returns the bytes of text.
+def write(entries: Iterable[Entry], path: Path) -> int:
+    """Write JSONL lines with `id`, `title` and what follows it as `text`, whole or not at all.
 
-    With `title_in_text` the text is the title, a line break and what follows it (to train on);
-    without, it is what follows (to be found by its title).
+    Returns the bytes of text.
     """
     n_bytes = 0
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         for entry in entries:
-            text = f"{entry.title}\n{entry.text}".strip() if title_in_text else entry.text
-            record = {"id": entry.id, "title": entry.title, "text": text}
+            record = {"id": entry.id, "title": entry.title, "text": entry.text}
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-            n_bytes += len(text.encode())
+            n_bytes += len(entry.text.encode())
     return n_bytes

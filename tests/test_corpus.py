@@ -154,14 +154,11 @@ def test_split_holds_out_only_what_the_rest_does_not_tell() -> None:
         corpus.split(good + bad, 21)
 
 
-def test_write_puts_the_title_where_asked(tmp_path: Path) -> None:
+def test_write_gives_a_line_an_entry(tmp_path: Path) -> None:
     entries = [Entry("a.b", "Tïtle", "Text\nof it."), Entry("c", "Alone", "")]
-    n_bytes = corpus.write(entries, tmp_path / "train.jsonl", title_in_text=True)
-    corpus.write(entries, tmp_path / "dev.jsonl", title_in_text=False)
-    train = [json.loads(line) for line in (tmp_path / "train.jsonl").open()]
-    dev = [json.loads(line) for line in (tmp_path / "dev.jsonl").open()]
-    assert train[0] == {"id": "a.b", "title": "Tïtle", "text": "Tïtle\nText\nof it."}
-    assert train[1]["text"] == "Alone"
-    assert dev[0]["text"] == "Text\nof it."
-    assert n_bytes == len("Tïtle\nText\nof it.Alone".encode())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.jsonl", "train.jsonl"]
+    n_bytes = corpus.write(entries, tmp_path / "train.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").open()]
+    assert lines[0] == {"id": "a.b", "title": "Tïtle", "text": "Text\nof it."}
+    assert lines[1] == {"id": "c", "title": "Alone", "text": ""}
+    assert n_bytes == len("Text\nof it.")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]

@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
         (base / file.name).write_bytes(file.read_bytes())
     module = Path(corpus.__file__).with_name("sources.py").read_text()
     entries = list(corpus.entries_in(module, "sources"))
-    corpus.write(entries * 20, folder / "corpus.jsonl", title_in_text=True)
+    corpus.write(entries * 20, folder / "corpus.jsonl")
     (folder / "texts.txt").write_text("a text\nanother one\n")
     return folder
 
