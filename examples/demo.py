@@ -35,12 +35,12 @@ HELD_OUT, HELD_OUT_SHARE = 500, 0.02
 # Docstrings have titles, so the pairs are (title, text); an own corpus is cut where chance wills.
 # Positives are the suffix, encoded as a text of its own; docs/log.md has what dropout gave instead.
 BASE = (
-    "--alpha 0 --steps 170 --rows-per-step 8 --rows-per-micro-batch 4 --learning-rate 3e-3 "
+    "--alpha 0 --steps 280 --rows-per-step 16 --rows-per-micro-batch 8 --learning-rate 3e-3 "
     "--gradient-checkpointing false"
 )
 PAIRS = "--kinds plain=0.1,pair=0.9 --context-field title --answer-field text --row-length 192"
 GEM = (
-    "--steps 65 --rows-per-step 48 --rows-per-micro-batch 24 --warmup-steps 10 "
+    "--steps 65 --rows-per-step 48 --rows-per-micro-batch 24 --warmup-steps 10 --final-rate 0 "
     "--learning-rate 2e-3 --contrastive-learning-rate 2e-3 --alpha 0.5 --alpha-start 0 "
     "--positives continuation --gradient-checkpointing false"
 )
@@ -120,7 +120,7 @@ def base_from_scratch(demo: Demo) -> Path:
     demo.step(
         "shard plain",
         f"python data_prep/shard.py --input {text} --tokenizer {work / 'tokenizer'} "
-        f"--output {work / 'shards-plain'} --kinds plain=1 --summary-tokens 0 --row-length 512",
+        f"--output {work / 'shards-plain'} --kinds plain=1 --summary-tokens 0 --row-length 256",
     )
     start = "--config examples/demo_llama.json"
     demo.train("train base", start, work / "shards-plain", work / "run-base", BASE)
