@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from gem_ds import dist, engine
+from gem_ds import build, dist, engine
 from gem_ds.config import TrainConfig
 
 
 def one_step(config: TrainConfig, step: int, path: Path) -> None:
-    run = engine.open_run(config)
+    run = build.open_run(config)
     grads = {}
     take_step = run.engine.step
 

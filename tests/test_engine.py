@@ -17,7 +17,7 @@ from helpers import save_tokenizer
 from runs import ROOT, command, fp32, llama_config, metrics, random_shards, train
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import engine
+from gem_ds import build
 from gem_ds.checkpoint import find, found, load, load_weights, read_state
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
@@ -264,25 +264,25 @@ def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
     manifest = Manifest.load(made / "shards")
     llama_config(tmp_path / "short", positions=32)
     with pytest.raises(InputError, match=r"64 tokens but .* has 32 positions; shard with"):
-        engine._model_config(config_of(made, config=str(tmp_path / "short")), manifest)
+        build._model_config(config_of(made, config=str(tmp_path / "short")), manifest)
     with pytest.raises(InputError, match=r"cannot read the model configuration of '.*nowhere'"):
-        engine._model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
+        build._model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
     other = save_tokenizer(tmp_path / "other", vocab_size=350)
     with pytest.raises(InputError, match=r"another tokenizer than the one .* was made with"):
-        engine._new_tokens(config_of(made, config=None, model=str(other)), manifest)
+        build._new_tokens(config_of(made, config=None, model=str(other)), manifest)
     known = config_of(made, config=None, model=str(bases["tied"]))
-    assert engine._new_tokens(known, manifest) == manifest.summary_tokens
+    assert build._new_tokens(known, manifest) == manifest.summary_tokens
     already = config_of(made, config=None, model=str(made / "shards" / "tokenizer"))
-    assert engine._new_tokens(already, manifest) == []
+    assert build._new_tokens(already, manifest) == []
     plain = dataclasses.replace(manifest, kinds={"plain": 1.0})
     with pytest.raises(InputError, match=r"only plain documents.*--alpha 0"):
-        engine._check_objective(config_of(made), plain)
-    engine._check_objective(config_of(made, alpha=0.0), plain)
+        build._check_objective(config_of(made), plain)
+    build._check_objective(config_of(made, alpha=0.0), plain)
 
 
 def test_a_full_folder_another_checkpoint_and_missing_ones_are_refused(trained, made):
     with pytest.raises(InputError, match=r"already has checkpoints \(newest step-00000002\)"):
-        engine._open_folder(config_of(made), {}, Manifest.load(made / "shards"), trained / "zero3")
+        build._open_folder(config_of(made, output=str(trained / "zero3")))
     state = read_state(find(trained / "zero3"))
     for key, value in (("vocab_size", 512), ("manifest", "f00"), ("world_size", 4)):
         with pytest.raises(InputError, match=rf"was written with {key} = .*this run has {value!r}"):

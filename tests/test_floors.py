@@ -13,7 +13,7 @@ FLOORS = {
           config corpus bpe""",
     1: "dist metrics masks attention objectives data checkpoint",
     2: "model export encode",
-    3: "engine evaluate",
+    3: "build engine evaluate",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.
