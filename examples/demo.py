@@ -35,13 +35,13 @@ HELD_OUT, HELD_OUT_SHARE = 500, 0.02
 # Docstrings have titles, so the pairs are (title, text); an own corpus is cut where chance wills.
 # Positives are the suffix, encoded as a text of its own; docs/log.md has what dropout gave instead.
 BASE = (
-    "--alpha 0 --steps 280 --rows-per-step 16 --rows-per-micro-batch 8 --learning-rate 3e-3 "
+    "--alpha 0 --steps 230 --rows-per-step 16 --rows-per-micro-batch 8 --learning-rate 3e-3 "
     "--gradient-checkpointing false"
 )
 PAIRS = "--kinds plain=0.1,pair=0.9 --context-field title --answer-field text --row-length 192"
 GEM = (
-    "--steps 65 --rows-per-step 48 --rows-per-micro-batch 24 --warmup-steps 10 --final-rate 0 "
-    "--learning-rate 2e-3 --contrastive-learning-rate 2e-3 --alpha 0.5 --alpha-start 0 "
+    "--steps 160 --rows-per-step 24 --rows-per-micro-batch 12 --warmup-steps 10 --final-rate 0 "
+    "--learning-rate 1e-3 --contrastive-learning-rate 1e-3 --alpha 0.5 --alpha-start 0 "
     "--positives continuation --gradient-checkpointing false"
 )
 OWN_CUTS = "--kinds plain=0.5,continuation=0.5 --row-length 512"
