@@ -32,15 +32,15 @@ MARKER = "gem_ds-demo"  # in a work folder that the demo may empty
 HELD_OUT, HELD_OUT_SHARE = 500, 0.02
 
 # Flags of the trainings, for two cores: a base on plain rows, then the summary token.
-# Docstrings have titles, so the pairs are (title, text); an own corpus is cut where chance wills.
+# Docstrings have titles, so the pairs are (title, rest); an own corpus is cut where chance wills.
 # Positives are the suffix, encoded as a text of its own; docs/log.md has what dropout gave instead.
 BASE = (
-    "--alpha 0 --steps 230 --rows-per-step 16 --rows-per-micro-batch 8 --learning-rate 3e-3 "
+    "--alpha 0 --steps 290 --rows-per-step 8 --rows-per-micro-batch 4 --learning-rate 3e-3 "
     "--gradient-checkpointing false"
 )
-PAIRS = "--kinds plain=0.1,pair=0.9 --context-field title --answer-field text --row-length 192"
+PAIRS = "--kinds plain=0.1,pair=0.9 --context-field title --answer-field rest --row-length 192"
 GEM = (
-    "--steps 160 --rows-per-step 24 --rows-per-micro-batch 12 --warmup-steps 10 --final-rate 0 "
+    "--steps 130 --rows-per-step 24 --rows-per-micro-batch 12 --warmup-steps 10 --final-rate 0 "
     "--learning-rate 1e-3 --contrastive-learning-rate 1e-3 --alpha 0.5 --alpha-start 0 "
     "--positives continuation --gradient-checkpointing false"
 )
@@ -120,7 +120,7 @@ def base_from_scratch(demo: Demo) -> Path:
     demo.step(
         "shard plain",
         f"python data_prep/shard.py --input {text} --tokenizer {work / 'tokenizer'} "
-        f"--output {work / 'shards-plain'} --kinds plain=1 --summary-tokens 0 --row-length 256",
+        f"--output {work / 'shards-plain'} --kinds plain=1 --summary-tokens 0 --row-length 512",
     )
     start = "--config examples/demo_llama.json"
     demo.train("train base", start, work / "shards-plain", work / "run-base", BASE)

@@ -21,7 +21,7 @@ def measure(base: str, gem: Path, dev: list[dict[str, str]]) -> dict[str, Any]:
     """nDCG@10 x 100 of titles -> texts, and perplexity, of the base and of the trained model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     titles = [entry["title"] for entry in dev]
-    texts = [entry["text"] for entry in dev]
+    texts = [entry["rest"] for entry in dev]
 
     def load(name: str | Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device)

@@ -252,14 +252,14 @@ def _lines(text: str) -> list[str]:
 
 
 def write(entries: Iterable[Entry], path: Path) -> int:
-    """Write JSONL lines with `id`, `title` and what follows it as `text`, whole or not at all.
-
-    Returns the bytes of text.
+    """Write JSONL lines with `id`, `title`, `text` (title included) and `rest` (the text without
+    it), whole or not at all. Returns the bytes of text.
     """
     n_bytes = 0
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         for entry in entries:
-            record = {"id": entry.id, "title": entry.title, "text": entry.text}
+            text = f"{entry.title}\n{entry.text}".strip()
+            record = {"id": entry.id, "title": entry.title, "text": text, "rest": entry.text}
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-            n_bytes += len(entry.text.encode())
+            n_bytes += len(text.encode())
     return n_bytes

@@ -158,7 +158,8 @@ def test_write_gives_a_line_an_entry(tmp_path: Path) -> None:
     entries = [Entry("a.b", "Tïtle", "Text\nof it."), Entry("c", "Alone", "")]
     n_bytes = corpus.write(entries, tmp_path / "train.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").open()]
-    assert lines[0] == {"id": "a.b", "title": "Tïtle", "text": "Text\nof it."}
-    assert lines[1] == {"id": "c", "title": "Alone", "text": ""}
-    assert n_bytes == len("Text\nof it.")
+    text, rest = "Tïtle\nText\nof it.", "Text\nof it."
+    assert lines[0] == {"id": "a.b", "title": "Tïtle", "text": text, "rest": rest}
+    assert lines[1] == {"id": "c", "title": "Alone", "text": "Alone", "rest": ""}
+    assert n_bytes == len((text + "Alone").encode())
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
