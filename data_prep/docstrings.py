@@ -3,7 +3,8 @@
     python data_prep/docstrings.py --output demo/corpus
 
 Lines have `id`, `title` (the first sentence), `text` and `rest` (the text without its title);
-entries of a title alone are left out. Those of dev.jsonl are held out to measure perplexity, and retrieval of texts by titles.
+entries of a title alone are left out. Those of dev.jsonl are held out to measure perplexity, and
+retrieval of a rest by its title.
 """
 
 import argparse
