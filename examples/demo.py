@@ -33,7 +33,7 @@ HELD_OUT, HELD_OUT_SHARE = 500, 0.02
 
 # Flags of the trainings, for two cores: a base on plain rows, then the summary token.
 # Docstrings have titles, so the pairs are (title, rest); an own corpus is cut where chance wills.
-# Positives are the suffix, encoded as a text of its own; docs/log.md has what dropout gave instead.
+# Positives are the suffix, encoded as a text of its own; docs/log.md has what was tried.
 BASE = (
     "--alpha 0 --steps 290 --rows-per-step 8 --rows-per-micro-batch 4 --learning-rate 3e-3 "
     "--gradient-checkpointing false"
