@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig
 from transformers.integrations import HfDeepSpeedConfig
 
-from gem_ds import checkpoint, dist, model, tokenization
+from gem_ds import attention, checkpoint, dist, model, tokenization
 from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
 from gem_ds.data import BatchOptions, Loader
 from gem_ds.errors import InputError
@@ -64,14 +64,16 @@ def open_run(config: TrainConfig) -> Run:
     engine = _build_engine(config, ds_config, manifest)
     state = _state(config, manifest, engine.module.lm.config)
     first_step = checkpoint.load(engine, done[-1], state) if done else 0
+    backend = attention.choose(config.attention, engine.module.lm, device, _dtype(ds_config))
     if dist.rank() == 0:
         _describe(config, ds_config, manifest)
+        print(f"attention: {backend} on the {device.type}, {config.summary_attention} summaries")
     options = BatchOptions(
         positives=config.positives,
         prefix_dropout=config.prefix_dropout,
         bos_token_id=manifest.bos_token_id,
         eos_token_id=manifest.eos_token_id,
-        attention=config.attention,
+        attention=backend,
         summary_attention=config.summary_attention,
     )
     loader = Loader(
@@ -168,11 +170,15 @@ def _describe(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest
         partial.write_text(json.dumps(resolved, indent=1))
 
 
+def _dtype(ds_config: dict[str, Any]) -> torch.dtype:
+    """What the model computes in."""
+    return torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else torch.float32
+
+
 def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest) -> Any:
     """The DeepSpeed engine around a `model.GemModel`."""
     if ds_config.get("fp16", {}).get("enabled"):
         raise InputError(f"{config.deepspeed} enables fp16; use bf16, or neither for fp32")
-    bf16 = ds_config.get("bf16", {}).get("enabled", False)
     zero = ds_config.get("zero_optimization", {})
     # Transformers builds the model partitioned while this object lives.
     partitioned = HfDeepSpeedConfig(ds_config) if zero.get("stage") == 3 else None
@@ -183,7 +189,7 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
         new_tokens=_new_tokens(config, manifest),
         gradient_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
-        dtype=torch.bfloat16 if bf16 else torch.float32,
+        dtype=_dtype(ds_config),
     )
     gem = model.GemModel(lm, config.temperature)
     optimizer = torch.optim.AdamW(

@@ -52,7 +52,9 @@ class TrainConfig:
     prefix_dropout: float = _flag("share of prefix tokens dropped (positives = dropout)", 0.2)
     temperature: float = _flag("initial scale of the cosines; learned within 1 to 100", 20.0)
 
-    attention: Literal["auto", "dense", "sdpa"] = _flag("attention backend", "auto")
+    attention: Literal["auto", "dense", "sdpa", "varlen", "flex"] = _flag(
+        "attention backend; auto takes the fastest that this model and device allow", "auto"
+    )
     summary_attention: Literal["isolated", "causal"] = _flag(
         "whether a summary token attends earlier ones (causal) or not (the paper's)", "isolated"
     )

@@ -13,8 +13,8 @@ Shapes: T tokens in the stream, N targets, A anchors, k summary tokens.
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,10 @@ from torch import Tensor
 
 from gem_ds import layout
 from gem_ds.attention import Backend, Plan, make_plan
+from gem_ds.kernels import move
 from gem_ds.layout import SUFFIX, SUMMARY, Bounds, Index
-from gem_ds.masks import SummaryAttention
 from gem_ds.objectives import Positives
+from gem_ds.segments import SummaryAttention
 from gem_ds.shards import Row, Shards
 
 PAD_MULTIPLE = 64
@@ -51,17 +52,8 @@ class Batch:
         if device.type == "cpu":
             return self
 
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.pin_memory().to(device, non_blocking=True)
-
-        def fields(x: object) -> dict[str, Any]:
-            return {n: move(t) for n, t in vars(x).items() if isinstance(t, Tensor)}
-
-        pieces = tuple(
-            piece._replace(mask_B1QK=move(piece.mask_B1QK)) for piece in self.plan.pieces
-        )
-        plan = replace(self.plan, pieces=pieces, **fields(self.plan))
-        return replace(self, plan=plan, **fields(self))
+        moved = {n: move(x, device) for n, x in vars(self).items() if isinstance(x, Tensor)}
+        return Batch(**{**vars(self), **moved, "plan": self.plan.to(device)})
 
 
 class View(NamedTuple):
@@ -80,7 +72,7 @@ class BatchOptions:
     prefix_dropout: float = 0.2
     bos_token_id: int | None = None
     eos_token_id: int | None = None
-    attention: Backend = "auto"
+    attention: Backend = "sdpa"
     summary_attention: SummaryAttention = "isolated"
 
 
@@ -169,7 +161,7 @@ def make_batch(
         append(np.zeros(n_padding, dtype=np.int32), np.arange(n_padding), padding)
 
     index_N = np.flatnonzero(targets_T != layout.NO_TARGET) if with_targets else np.arange(0)
-    plan = make_plan(np.concatenate(bounds), "cpu", options.attention, options.summary_attention)
+    plan = make_plan(np.concatenate(bounds), options.attention, options.summary_attention)
 
     def tensor(array: npt.ArrayLike) -> Tensor:
         return torch.from_numpy(np.asarray(array, dtype=np.int64))

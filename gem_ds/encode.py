@@ -22,11 +22,11 @@ from tqdm import tqdm
 from transformers import AutoModel
 
 from gem_ds import attention, layout, tokenization
-from gem_ds.attention import Backend
+from gem_ds.attention import Backend, Choice
 from gem_ds.errors import InputError
 from gem_ds.export import read_gem_config
 from gem_ds.layout import Bounds
-from gem_ds.masks import SummaryAttention
+from gem_ds.segments import SummaryAttention
 from gem_ds.shards import replacing
 from gem_ds.tokenization import Ids, Vocabulary
 
@@ -54,7 +54,7 @@ def stream(
     documents: Sequence[Ids],
     n_summary: int = 0,
     device: torch.device | str = "cpu",
-    backend: Backend = "auto",
+    backend: Backend = "sdpa",
     summary_attention: SummaryAttention = "isolated",
 ) -> tuple[dict[str, Any], Bounds]:
     """The arguments of a model's forward for documents one after another, and their layout (D, 4).
@@ -68,7 +68,7 @@ def stream(
     arguments = {
         "input_ids": ids_T.to(device)[None],
         "position_ids": torch.from_numpy(layout.positions(bounds_D4)).to(device)[None],
-        "gem_plan": attention.make_plan(bounds_D4, device, backend, summary_attention),
+        "gem_plan": attention.make_plan(bounds_D4, backend, summary_attention, device, n_summary),
         "use_cache": False,
     }
     return arguments, bounds_D4
@@ -76,9 +76,7 @@ def stream(
 
 def longest_document(config: Any) -> int:
     """Tokens of the longest document that a model of this Transformers config takes here."""
-    text_config = config.get_text_config()
-    window = getattr(text_config, "sliding_window", None)
-    return min(int(text_config.max_position_embeddings), window or sys.maxsize)
+    return int(config.get_text_config().max_position_embeddings)
 
 
 class Encoder:
@@ -94,14 +92,14 @@ class Encoder:
         vocab: Vocabulary,
         summary_tokens: Sequence[int],
         summary_attention: SummaryAttention = "isolated",
-        backend: Backend = "auto",
+        backend: Choice = "auto",
     ) -> None:
         attention.attach(backbone)
         self.backbone = backbone.eval()
         self.vocab = vocab
         self.summary_tokens = np.asarray(summary_tokens, dtype=np.int32)
         self.summary_attention = summary_attention
-        self.backend = backend
+        self.backend = attention.choose(backend, backbone, backbone.device, backbone.dtype)
 
     @classmethod
     def from_pretrained(
@@ -109,7 +107,7 @@ class Encoder:
         folder: str | Path,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        attention: Backend = "auto",
+        attention: Choice = "auto",
     ) -> "Encoder":
         """Load an export folder or the `model/` in it.
 

@@ -37,10 +37,13 @@ def _run(
 ) -> Iterator[tuple[list[int], Any, Ids, Bounds]]:
     """(which documents, the module's output, tokens (T,), layout) of one stream after another."""
     attention.attach(module)
+    backend = attention.choose("auto", module, module.device, module.dtype)
     module.eval()
     lengths = [len(document) for document in documents]
     for batch in batches(lengths, batch_tokens):
-        arguments, bounds_D4 = stream([documents[i] for i in batch], device=module.device)
+        arguments, bounds_D4 = stream(
+            [documents[i] for i in batch], device=module.device, backend=backend
+        )
         yield batch, module(**arguments), np.concatenate([documents[i] for i in batch]), bounds_D4
 
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from gem_ds import tokenization
 from gem_ds.errors import InputError
-from gem_ds.masks import SummaryAttention
+from gem_ds.segments import SummaryAttention
 from gem_ds.tokenization import Vocabulary
 
 GEM_CONFIG = "gem_config.json"

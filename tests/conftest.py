@@ -1,8 +1,10 @@
 """Fixtures that several test modules use."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import save_tokenizer
 
 
@@ -10,3 +12,11 @@ from helpers import save_tokenizer
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small byte-level BPE tokenizer (<|bos|>, <|eos|>); do not write in it."""
     return save_tokenizer(tmp_path_factory.mktemp("tokenizer") / "base")
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Tests marked ``gpu`` skip themselves where there is none; the summary counts them."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

@@ -14,7 +14,7 @@ from transformers import (
 
 from gem_ds import tokenization
 from gem_ds.export import GemConfig, export
-from gem_ds.masks import SummaryAttention
+from gem_ds.segments import SummaryAttention
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

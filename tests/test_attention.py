@@ -3,30 +3,55 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import bounds, bounds_from
-from transformers import AutoConfig, AutoModelForCausalLM
+from models import MIXED, hidden_states, tiny_model
 
-from gem_ds import attention
-from gem_ds.attention import attach, gem_attention, make_plan
+from gem_ds import kernels
+from gem_ds.attention import attach, choose, gem_attention, make_plan
 from gem_ds.errors import InputError
-from gem_ds.layout import END, START, SUFFIX, SUMMARY, is_gem, plain, positions
+from gem_ds.layout import END, START, SUFFIX, SUMMARY, is_gem, plain
 
 SUMMARY_ATTENTION = st.sampled_from(["isolated", "causal"])
+WINDOWS = st.sampled_from([None, None, 1, 3, 20, 90])
+GPU = pytest.mark.gpu
+FP32 = ["sdpa", pytest.param("sdpa-cuda", marks=GPU), pytest.param("flex", marks=GPU)]
+BF16 = ["sdpa", pytest.param("varlen", marks=GPU), pytest.param("flex", marks=GPU)]
+LAYOUTS = st.one_of(bounds(), bounds(max_documents=3, max_part=700))
 
 
-def attend(bounds_D4, backend, summary_attention, dtype=torch.float32, n_heads=4, n_kv=2, size=8):
+DEVICE_OF = {"dense": "cpu", "sdpa": "cpu", "varlen": "cuda", "flex": "cuda"}
+
+
+def attend(
+    bounds_D4,
+    backend,
+    summary_attention="isolated",
+    window=None,
+    dtype=torch.float32,
+    heads=(4, 2),
+    size=8,
+    grad=True,
+    **extra,
+):
     """Output and gradients of q, k, v for seeded random inputs, in fp64 for comparison."""
+    backend, _, device = backend.partition("-")
+    device = device or DEVICE_OF[backend]
     generator = torch.Generator().manual_seed(int(bounds_D4.sum()))
-    T = int(bounds_D4[-1, END])
+    T, (n_heads, n_kv) = int(bounds_D4[-1, END]), heads
     tensors = [torch.randn(1, n, T, size, generator=generator) for n in (n_heads, n_kv, n_kv)]
     weight = torch.randn(1, T, n_heads, size, generator=generator)
-    q, k, v = (x.to(dtype).requires_grad_() for x in tensors)
-    plan = make_plan(bounds_D4, "cpu", backend, summary_attention)
-    out, _ = gem_attention(torch.nn.Module(), q, k, v, None, gem_plan=plan)
-    (out * weight.to(dtype)).sum().backward()
-    return [x.double() for x in (out.detach(), q.grad, k.grad, v.grad)]
+    q, k, v = (x.to(device, dtype).requires_grad_(grad) for x in tensors)
+    plan = make_plan(bounds_D4, backend, summary_attention, device)
+    out, _ = gem_attention(
+        torch.nn.Module(), q, k, v, None, gem_plan=plan, sliding_window=window, **extra
+    )
+    if not grad:
+        return [out.double()]
+    (out * weight.to(out)).sum().backward()
+    return [x.double().cpu() for x in (out.detach(), q.grad, k.grad, v.grad)]
 
 
 def max_relative_error(got, expected):
@@ -35,102 +60,108 @@ def max_relative_error(got, expected):
     )
 
 
+@pytest.mark.parametrize("backend", FP32)
 @settings(max_examples=60, deadline=None)
-@given(bounds(), SUMMARY_ATTENTION)
-def test_sdpa_equals_dense_in_fp32(bounds_D4, summary_attention):
-    expected = attend(bounds_D4, "dense", summary_attention)
-    got = attend(bounds_D4, "sdpa", summary_attention)
+@given(LAYOUTS, SUMMARY_ATTENTION, WINDOWS)
+def test_equals_dense_in_fp32(backend, bounds_D4, summary_attention, window):
+    expected = attend(bounds_D4, "dense", summary_attention, window)
+    got = attend(bounds_D4, backend, summary_attention, window)
     assert max_relative_error(got, expected) < 1e-5
 
 
+@pytest.mark.parametrize("backend", FP32)
+@pytest.mark.parametrize("size", [32, 64, 80, 128, 256])
+@pytest.mark.parametrize("heads", [(4, 4), (8, 2), (6, 1)])
+def test_equals_dense_for_all_heads(backend, size, heads):
+    row = bounds_from([(70, 2, 60), (30, 0, 0), (1, 2, 0), (5, 2, 9)])
+    expected = attend(row, "dense", heads=heads, size=size)
+    assert max_relative_error(attend(row, backend, heads=heads, size=size), expected) < 1e-5
+
+
+@pytest.mark.parametrize("backend", BF16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("summary_attention", ["isolated", "causal"])
+@pytest.mark.parametrize("window", [None, 25])
 @pytest.mark.parametrize("k", [1, 3])
-def test_sdpa_in_bf16_is_no_farther_from_fp32_than_dense_in_bf16(k, summary_attention):
+def test_half_precision_is_no_farther_from_fp32_than_dense(
+    backend, dtype, summary_attention, window, k
+):
     """Over a row of many documents: on one tiny document rounding decides either way."""
     lengths = np.random.default_rng(k).integers(1, 60, (40, 2))
     row = bounds_from([(m, k, n) if i % 3 else (m, 0, 0) for i, (m, n) in enumerate(lengths)])
-    reference = attend(row, "dense", summary_attention)
+    reference = attend(row, "dense", summary_attention, window)
 
-    def distances(backend):
-        got = attend(row, backend, summary_attention, torch.bfloat16)
+    def distances(name):
+        got = attend(row, name, summary_attention, window, dtype)
         return [float((g - r).norm()) for g, r in zip(got, reference, strict=True)]
 
-    for sdpa, dense in zip(distances("sdpa"), distances("dense"), strict=True):
-        assert sdpa <= dense * 1.02  # two roundings of one size differ by this much
+    for fast, dense in zip(distances(backend), distances("dense"), strict=True):
+        assert fast <= dense * 1.02  # two roundings of one size differ by this much
 
 
-def test_sdpa_makes_no_mask_of_the_stream_and_batches_small_documents():
-    many = bounds_from([(20 + i % 3, 1, 9) for i in range(300)])
-    plan = make_plan(many, backend="sdpa")
-    assert plan.mask_TT is None
-    assert all(piece.mask_B1QK is None for piece in plan.pieces)
-    assert len(plan.pieces) < 6, "similar lengths share a kernel call"
-    slots = sum(b * n for b, n in (piece.shape_BQ for piece in plan.pieces))
-    assert slots < 1.2 * int(many[-1, END])
+def slow_varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """The contract of `torch.nn.attention.varlen.varlen_attn`, segment by segment."""
+    left, right = window_size
+    assert right == 0
+    out = []
+    ends_q, ends_k = cu_seq_q.tolist(), cu_seq_k.tolist()
+    for s in range(len(ends_q) - 1):
+        q_s, k_s, v_s = (
+            x[ends[s] : ends[s + 1]].transpose(0, 1)
+            for x, ends in ((q, ends_q), (k, ends_k), (v, ends_k))
+        )
+        n, m = q_s.shape[1], k_s.shape[1]
+        i, j = torch.arange(n)[:, None] + (m - n), torch.arange(m)[None, :]
+        mask = (j <= i) & ((i - j <= left) if left >= 0 else True)
+        o = F.scaled_dot_product_attention(
+            q_s, k_s, v_s, attn_mask=mask, scale=scale, enable_gqa=enable_gqa
+        )
+        out.append(o.transpose(0, 1))
+    return torch.cat(out)
 
 
-FAMILIES = {
-    "llama": {},
-    "mistral": {"sliding_window": None},
-    "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "gemma": {"head_dim": 8},
-    "olmo2": {},
-    "phi3": {"pad_token_id": 0},
-    "gpt_neox": {},
-}
+@settings(max_examples=40, deadline=None)
+@given(bounds(), SUMMARY_ATTENTION, WINDOWS)
+def test_varlen_hands_its_kernel_the_rule(bounds_D4, summary_attention, window):
+    """With the kernel's contract in place of the kernel, which runs on GPUs only."""
+    expected = attend(bounds_D4, "dense", summary_attention, window)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "varlen_attn", slow_varlen)
+        patch.setitem(DEVICE_OF, "varlen", "cpu")
+        got = attend(bounds_D4, "varlen", summary_attention, window)
+    assert max_relative_error(got, expected) < 1e-5
 
 
-def tiny_model(family="llama", **extra):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        family,
-        **{
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 64,
-            "max_position_embeddings": 128,
-            **FAMILIES.get(family, {}),
-            **extra,
-        },
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
+@settings(max_examples=15, deadline=None)
+@given(bounds(), SUMMARY_ATTENTION, WINDOWS, st.sampled_from([None, 2.0]))
+def test_flex_forward_equals_dense(bounds_D4, summary_attention, window, cap):
+    """On the CPU, where FlexAttention computes no gradients."""
+    expected = attend(bounds_D4, "dense", summary_attention, window, softcap=cap, grad=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEVICE_OF, "flex", "cpu")
+        got = attend(bounds_D4, "flex", summary_attention, window, softcap=cap, grad=False)
+    assert max_relative_error(got, expected) < 1e-5
 
 
-def hidden_states(model, ids, bounds_D4, backend="sdpa", inputs_embeds=None, **kwargs):
-    inputs = {"input_ids": ids[None]} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-    return model.base_model(
-        **inputs,
-        position_ids=torch.from_numpy(positions(bounds_D4))[None],
-        gem_plan=make_plan(bounds_D4, backend=backend),
-        use_cache=False,
-        **kwargs,
-    ).last_hidden_state[0]
+@pytest.mark.gpu
+@pytest.mark.parametrize("extra", [{"softcap": 2.0}, {"s_aux": torch.linspace(-2, 2, 4)}])
+def test_flex_soft_caps_and_sinks_as_dense_does(extra):
+    row = bounds_from([(70, 1, 60), (30, 0, 0), (200, 1, 9)])
+    expected = attend(row, "dense", **extra)
+    on_gpu = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
+    assert max_relative_error(attend(row, "flex", **on_gpu), expected) < 1e-5
 
 
-MIXED = bounds_from([(7, 1, 6), (9, 0, 0), (4, 1, 0), (1, 1, 5)])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_families_compute_plain_documents_as_transformers_does(family):
-    model = tiny_model(family)
-    ids = torch.randint(64, (int(MIXED[-1, END]),), generator=torch.Generator().manual_seed(1))
-    a, b = MIXED[1, START], MIXED[1, END]
-    with torch.no_grad():
-        expected = model.base_model(ids[None, a:b]).last_hidden_state[0]
-        attach(model)
-        got = {backend: hidden_states(model, ids, MIXED, backend) for backend in ("dense", "sdpa")}
-    assert torch.allclose(got["sdpa"][a:b], expected, atol=2e-6)
-    assert torch.allclose(got["sdpa"], got["dense"], atol=2e-6)
-    # A document that attends across its summary is computed differently: the mask is at work.
-    c, d = MIXED[0, START], MIXED[0, END]
-    with torch.no_grad():
-        model.set_attn_implementation("sdpa")
-        causal = model.base_model(ids[None, c:d]).last_hidden_state[0]
-    assert not torch.allclose(got["sdpa"][d - 1], causal[-1], atol=1e-3)
+@pytest.mark.gpu
+def test_plans_move_to_the_gpu_whole():
+    row = bounds_from([(70, 2, 60), (30, 0, 0)])
+    for backend in ("dense", "sdpa", "varlen", "flex"):
+        plan = make_plan(row, backend).to(torch.device("cuda"))
+        kernel = plan.within(None)
+        fields = vars(kernel).values() if backend == "flex" else kernel
+        tensors = [x for x in fields if isinstance(x, torch.Tensor)]
+        assert tensors
+        assert all(x.is_cuda for x in tensors)
 
 
 def test_a_token_moves_no_output_and_no_gradient_of_another_document():
@@ -194,31 +225,85 @@ def test_the_suffix_reads_the_prefix_only_through_the_summary():
         assert not torch.equal(run(changed)[suffix:end], reference[suffix:end])
 
 
-def test_what_no_backend_computes_is_refused_by_name():
-    model = tiny_model("mistral", sliding_window=4)
-    attach(model)
-    ids = torch.zeros(int(MIXED[-1, END]), dtype=torch.long)
-    with pytest.raises(InputError, match="window of 4 tokens and a document has 14"):
-        hidden_states(model, ids, MIXED)
-    gemma = tiny_model("gemma2", head_dim=8)
-    attach(gemma)
-    with pytest.raises(InputError, match=r"Gemma2Attention.*soft-capping"):
-        hidden_states(gemma, ids, MIXED)
-    with torch.no_grad():
-        assert hidden_states(gemma, ids, MIXED, "dense").isfinite().all()
-    with pytest.raises(InputError, match="attention_dropout"):
+def test_auto_takes_the_fastest_that_the_model_and_device_allow():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    fp32, bf16 = torch.float32, torch.bfloat16
+    llama, gemma2, gpt_oss = map(tiny_model, ("llama", "gemma2", "gpt_oss"))
+    assert choose("auto", llama, cpu, bf16) == "sdpa"
+    assert choose("auto", gemma2, cpu, bf16) == "dense"
+    assert choose("auto", gpt_oss, cpu, bf16) == "dense"
+    assert choose("auto", llama, cuda, fp32) == "flex"
+    assert choose("auto", gemma2, cuda, bf16) == "flex"
+
+
+@pytest.mark.parametrize(
+    ("choice", "family", "message"),
+    [
+        ("varlen", "llama", "varlen cannot be: it needs a CUDA GPU and the model is on the cpu"),
+        ("flex", "llama", "flex cannot be: it needs a CUDA GPU"),
+        ("sdpa", "gemma2", "gemma2 soft-caps its attention scores; choose auto"),
+        ("sdpa", "gpt_oss", "gpt_oss has attention sinks"),
+        ("fast", "llama", "unknown attention backend 'fast'; choose auto, dense, sdpa"),
+    ],
+)
+def test_an_impossible_choice_is_refused_with_the_reason(choice, family, message):
+    with pytest.raises(InputError, match=message):
+        choose(choice, tiny_model(family), torch.device("cpu"), torch.float32)
+
+
+def test_varlen_is_refused_for_what_its_kernel_does_not_compute():
+    cuda = torch.device("cuda")
+    with pytest.raises(InputError, match="computes in bf16 and fp16, and the model in"):
+        choose("varlen", tiny_model(), cuda, torch.float32)
+    with pytest.raises(InputError, match="heads of 8, 16 … 256, and llama has heads of 12"):
+        choose("varlen", tiny_model(head_dim=12), cuda, torch.bfloat16)
+
+
+def test_a_model_that_cannot_be_attached_is_refused_by_name():
+    with pytest.raises(InputError, match=r"attention_dropout is 0\.1 in the llama config"):
         attach(tiny_model(attention_dropout=0.1))
-    with pytest.raises(InputError, match="unknown attention backend"):
-        make_plan(MIXED, backend="fast")
+    with pytest.raises(InputError, match="this gemma3_text attends in both directions"):
+        attach(tiny_model("gemma3_text", use_bidirectional_attention=True))
+    with pytest.raises(InputError, match="'bloom' does not use"):
+        attach(tiny_model("bloom", n_head=4))
 
 
-def test_lengths_are_batched_within_the_padding_limit():
-    lengths = np.random.default_rng(0).lognormal(5, 1, 500).astype(np.int64) + 1
-    batches = attention._similar(lengths)
-    assert sorted(np.concatenate(batches)) == list(range(500))
-    for batch in batches:
-        padded = lengths[batch].max() * len(batch)
-        assert padded - lengths[batch].sum() <= attention.MAX_PADDING * padded
+def test_a_kernel_refuses_scores_it_does_not_compute():
+    for extra in ({"softcap": 2.0}, {"s_aux": torch.zeros(4)}):
+        with pytest.raises(InputError, match="the sdpa backend does not compute"):
+            attend(MIXED, "sdpa", **extra)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ([[0, 3, 4, 8], [7, 9, 9, 9]], "document 1 does not start where the one before it ends"),
+        ([[0, 5, 4, 8]], "document 0 has boundaries out of order"),
+        ([[2, 3, 4, 8]], "document 0 does not start"),
+        ([[0, 3, 4, 8], [8, 9, 11, 12]], "document 1 does not have 1 summary tokens"),
+    ],
+)
+def test_a_layout_that_is_not_well_formed_is_refused(broken, message):
+    with pytest.raises(ValueError, match=message):
+        make_plan(np.array(broken, dtype=np.int32), "sdpa")
+
+
+def test_another_number_of_summary_tokens_than_the_tokenizers_is_refused():
+    with pytest.raises(ValueError, match="document 0 does not have 2 summary tokens"):
+        make_plan(MIXED, "sdpa", n_summary=2)
+
+
+def test_a_plan_of_another_stream_is_refused():
+    q = torch.zeros(1, 2, 9, 8)
+    with pytest.raises(ValueError, match=r"Module: the plan is for one flat stream of 35 tokens"):
+        gem_attention(torch.nn.Module(), q, q, q, None, gem_plan=make_plan(MIXED, "sdpa"))
+
+
+def test_keys_beyond_32_bits_are_refused():
+    n = 2**30
+    bounds_D4 = np.array([[0, n, n + 2, n + 2]], dtype=np.int32)
+    with pytest.raises(ValueError, match="32-bit offsets can hold; take fewer rows"):
+        kernels.Varlen.of(bounds_D4, "isolated", None)
 
 
 def test_layout_helpers_of_this_test_say_what_they_mean():

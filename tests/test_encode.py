@@ -151,13 +151,6 @@ def test_long_texts_are_cut_once_said(llama: Path, capsys: pytest.CaptureFixture
             encoder.encode(["a"], max_length=wrong)
 
 
-def test_longest_document_minds_a_sliding_window() -> None:
-    config = tiny("gemma3", 300).config
-    assert encode.longest_document(config) == 64
-    config.sliding_window = 16
-    assert encode.longest_document(config) == 16
-
-
 def test_bf16_is_close_to_fp32(llama: Path) -> None:
     fp32 = Encoder.from_pretrained(llama).encode(TEXTS)
     bf16 = Encoder.from_pretrained(llama, dtype=torch.bfloat16).encode(TEXTS)

@@ -1,0 +1,145 @@
+"""The plans that kernels get, as sets of (query, key) pairs, against the rule."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts import bounds, bounds_from
+
+from gem_ds import masks
+from gem_ds.flex import BLOCK, Flex
+from gem_ds.kernels import Varlen
+from gem_ds.layout import END
+from gem_ds.segments import Problems, problems, runs, segments, similar, spans
+
+SUMMARY_ATTENTION = st.sampled_from(["isolated", "causal"])
+WINDOWS = st.one_of(st.none(), st.integers(1, 50))
+
+
+def ruled(bounds_D4, summary_attention, window):
+    """The pairs of the rule, as a (T, T) table of counts."""
+    return masks.dense(bounds_D4, summary_attention, window).int().numpy()
+
+
+def counted(length, queries, keys):
+    table = np.zeros((length, length), dtype=np.int64)
+    np.add.at(table, (queries, keys), 1)
+    return table
+
+
+def varlen_pairs(plan: Varlen, length):
+    """What FlashAttention attends: causal at the bottom right of each segment, in its window."""
+    gather = np.arange(length) if plan.gather_kv is None else plan.gather_kv.numpy()
+    q0, k0 = plan.cu_seq_q.numpy(), plan.cu_seq_k.numpy()
+    queries, keys = [], []
+    for s in range(len(q0) - 1):
+        n, m = q0[s + 1] - q0[s], k0[s + 1] - k0[s]
+        assert 0 < n <= plan.max_q
+        assert n <= m <= plan.max_k
+        i, j = np.arange(n)[:, None] + (m - n), np.arange(m)[None, :]
+        sees = (j <= i) & (True if plan.window is None else i - j < plan.window)
+        i_seen, j_seen = sees.nonzero()
+        queries.append(q0[s] + i_seen)
+        keys.append(gather[k0[s] + j_seen])
+    return counted(length, np.concatenate(queries), np.concatenate(keys))
+
+
+def problem_pairs(batches: list[Problems], length):
+    queries, keys = [], []
+    for batch in batches:
+        n_q, n_k = batch.queries.shape[1], batch.keys.shape[1]
+        mask = np.tri(n_q, n_k, dtype=bool)[None] if batch.mask is None else batch.mask
+        assert batch.mask is not None or n_q == n_k
+        b, i, j = (mask & batch.kept[:, :, None]).nonzero()
+        queries.append(batch.queries[b, i])
+        keys.append(batch.keys[b, j])
+    return counted(length, np.concatenate(queries), np.concatenate(keys))
+
+
+@settings(max_examples=150, deadline=None)
+@given(bounds(), SUMMARY_ATTENTION, WINDOWS)
+def test_every_plan_attends_the_pairs_of_the_rule_once(bounds_D4, summary_attention, window):
+    length = int(bounds_D4[-1, END])
+    expected = ruled(bounds_D4, summary_attention, window)
+    parts = segments(bounds_D4, summary_attention, window)
+
+    plan = Varlen.of(bounds_D4, summary_attention, window)
+    assert np.array_equal(varlen_pairs(plan, length), expected), "varlen"
+
+    batches = list(problems(parts, window))
+    assert np.array_equal(problem_pairs(batches, length), expected), "sdpa"
+    kept = np.concatenate([batch.queries[batch.kept] for batch in batches])
+    assert sorted(kept) == list(range(length)), "each query has one output"
+
+    near, far, far_end = spans(parts, window)
+    i, j = np.arange(length)[:, None], np.arange(length)[None, :]
+    of_spans = ((j <= i) & (j >= near[:, None])).astype(int)
+    of_spans += (j >= far[:, None]) & (j < far_end[:, None])
+    assert np.array_equal(of_spans, expected), "flex"
+
+
+def block_tables(flex: Flex):
+    """(partial, full): (M, M) bool, as the block mask lists them."""
+    tables = []
+    for counts, columns in ((0, 1), (2, 3)):
+        n, listed = flex.blocks[counts][0, 0].numpy(), flex.blocks[columns][0, 0].numpy()
+        table = np.zeros((len(n), len(n)), dtype=bool)
+        for row in range(len(n)):
+            table[row, listed[row, : n[row]]] = True
+            assert sorted(listed[row]) == list(range(len(n)))
+        tables.append(table)
+    return tables
+
+
+@settings(max_examples=60, deadline=None)
+@given(bounds(max_documents=5, max_part=400), SUMMARY_ATTENTION, st.sampled_from([None, 7, 200]))
+def test_flex_visits_the_blocks_of_the_rule_and_no_others(bounds_D4, summary_attention, window):
+    flex = Flex.of(bounds_D4, summary_attention, window)
+    length, padded = int(bounds_D4[-1, END]), len(flex.near)
+    assert padded & (padded - 1) == 0
+    assert length <= padded < 2 * max(length, BLOCK)
+    allowed = np.eye(padded, dtype=bool)  # padding attends itself
+    allowed[:length, :length] = ruled(bounds_D4, summary_attention, window)
+    m = padded // BLOCK
+    blocks = allowed.reshape(m, BLOCK, m, BLOCK)
+    partial, full = block_tables(flex)
+    assert np.array_equal(partial | full, blocks.any(axis=(1, 3)))
+    assert not (partial & full).any()
+    assert blocks.all(axis=(1, 3))[full].all()
+
+
+def test_a_long_document_has_full_blocks():
+    """So that the kernel skips the mask there: all but those on the diagonal and at the start."""
+    flex = Flex.of(bounds_from([(1000, 0, 0), (1000, 1, 47)]), "isolated", None)
+    _, full = block_tables(flex)
+    assert full[6, :6].all()
+    assert not full[:, 8:][:8].any()
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_varlen_copies_keys_only_where_a_summary_stands_in_two_segments(k):
+    plain = bounds_from([(7, 0, 0), (3, 0, 0)])
+    assert Varlen.of(plain, "isolated", None).gather_kv is None
+    document = bounds_from([(7, k, 5)])
+    causal = Varlen.of(document, "causal", None)
+    assert causal.gather_kv.tolist() == [*range(7 + k), *range(7, 12 + k)]
+    isolated = Varlen.of(document, "isolated", None)
+    assert len(isolated.gather_kv) == (12 + 2 * k if k == 1 else 7 * (k + 1) + 2 * k + 5)
+
+
+def test_runs_and_batches_of_similar_lengths():
+    assert runs(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
+    lengths = np.random.default_rng(0).lognormal(5, 1, 500).astype(np.int64) + 1
+    batches = list(similar(lengths, 0.1))
+    assert sorted(np.concatenate(batches)) == list(range(500))
+    for batch in batches:
+        padded = lengths[batch].max() * len(batch)
+        assert padded - lengths[batch].sum() <= 0.1 * padded
+
+
+def test_many_small_documents_are_few_batches():
+    many = bounds_from([(20 + i % 3, 1, 9) for i in range(300)])
+    batches = list(problems(segments(many)))
+    assert all(batch.mask is None for batch in batches)
+    assert len(batches) < 6
+    assert sum(batch.queries.size for batch in batches) < 1.2 * int(many[-1, END])
