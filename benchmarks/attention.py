@@ -3,10 +3,17 @@
     python benchmarks/attention.py --json out.json
 
 Forward and backward of one layer over one row of log-normally long documents, a fifth of them with
-a summary token. ``mask`` is SDPA with a dense 4-D mask; ``documents`` is causal SDPA document by
-document, as if no document had a summary: the floor. Times are medians of several rounds in which
-all take turns, so that ratios hold when the machine's speed drifts. Memory is the peak of a fresh
-process, less what it held before.
+a summary token. The contestants beside our backends:
+
+- ``mask``: SDPA with a dense 4-D mask, as one would write it with Transformers (CPU).
+- ``documents``: causal attention of each document by itself, as if none had a summary: the floor.
+  SDPA document by document on a CPU, one call of ``varlen_attn`` on a GPU.
+- ``full``: causal FlashAttention over the whole row, as if it were one document (GPU).
+
+Ratios are medians over rounds in which all take turns, so that they hold when the machine's speed
+drifts. Memory is the peak of a forward and backward less what was held before: of a fresh process
+on a CPU, of the allocator on a GPU. ``plan`` is what a micro-batch costs once, as a share of the
+forward and backward of 32 layers. The machine is the GPU where there is one.
 """
 
 import argparse
@@ -17,126 +24,225 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from gem_ds import masks
-from gem_ds.attention import gem_attention, make_plan
-from gem_ds.evaluate import table
+from gem_ds.attention import Backend, gem_attention, make_plan
 from gem_ds.layout import END, START, Bounds, plain
 
-HEADS, HEAD_SIZE, GEM_SHARE, SIGMA = 8, 64, 0.2, 1.0
+GEM_SHARE, SIGMA, LAYERS = 0.2, 1.0, 32
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+Method = Callable[[Tensor, Tensor, Tensor], Tensor]  # (1, N, T, H) each; any order out
 
 
-def row(length: int, median: int, seed: int = 0) -> Bounds:
-    """A full row of documents, one summary token in a fifth of them."""
-    rng = np.random.default_rng(seed)
-    bounds, at = [], 0
-    while at < length:
-        n = min(max(int(rng.lognormal(np.log(median), SIGMA)), 1), length - at)
-        if n >= 4 and rng.random() < GEM_SHARE:
-            m = int(rng.integers(1, n - 1))
-            bounds.append((at, at + m, at + m + 1, at + n))
-        else:
-            bounds.append(plain(at, at + n))
-        at += n
-    return np.array(bounds, dtype=np.int32)
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: what is attended."""
+
+    row: int  # tokens
+    median: int  # of the documents, in tokens
+    dtype: str
+    heads: int
+    kv_heads: int
+    head_size: int
+
+    @property
+    def bounds(self) -> Bounds:
+        """A full row of documents, one summary token in a fifth of them."""
+        rng = np.random.default_rng(0)
+        bounds, at = [], 0
+        while at < self.row:
+            n = min(max(int(rng.lognormal(np.log(self.median), SIGMA)), 1), self.row - at)
+            if n >= 4 and rng.random() < GEM_SHARE:
+                m = int(rng.integers(1, n - 1))
+                bounds.append((at, at + m, at + m + 1, at + n))
+            else:
+                bounds.append(plain(at, at + n))
+            at += n
+        return np.array(bounds, dtype=np.int32)
+
+    def inputs(self, device: str) -> list[Tensor]:
+        """q, k, v as a model's projections lie in memory."""
+        generator = torch.Generator().manual_seed(0)
+        heads = (self.heads, self.kv_heads, self.kv_heads)
+        made = (torch.randn(1, self.row, n, self.head_size, generator=generator) for n in heads)
+        on_device = [x.to(device, DTYPES[self.dtype]).transpose(1, 2) for x in made]
+        return [x.detach().requires_grad_() for x in on_device]
 
 
-def methods(bounds_D4: Bounds) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """The contestants: functions of q, k, v, each (1, N, T, H)."""
-    plan = make_plan(bounds_D4, backend="sdpa")
+CPU_CASES = [Case(8192, median, dtype, 8, 8, 64) for median in (200, 30) for dtype in DTYPES]
+GPU_CASES = [Case(row, 200, "bf16", 32, 8, 128) for row in (8192, 32768)]
+
+
+def ours(bounds_D4: Bounds, backend: Backend, device: str) -> Method:
+    plan = make_plan(bounds_D4, backend, device=device)
     module = torch.nn.Module()
-    dense: list[Tensor] = []  # built at first use, so that others' memory is without it
-
-    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return gem_attention(module, q, k, v, None, gem_plan=plan)[0]
-
-    def mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not dense:
-            dense.append(masks.dense(bounds_D4)[None, None])
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=dense[0])
-
-    def documents(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = [
-            F.scaled_dot_product_attention(*(x[:, :, a:b] for x in (q, k, v)), is_causal=True)
-            for a, b in bounds_D4[:, [START, END]].tolist()
-        ]
-        return torch.cat(parts, dim=2)
-
-    return {"ours": ours, "mask": mask, "documents": documents}
+    return lambda q, k, v: gem_attention(module, q, k, v, None, gem_plan=plan)[0]
 
 
-def inputs(length: int, dtype: torch.dtype) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shape = (1, length, HEADS, HEAD_SIZE)  # as a model's projections lie in memory
-    made = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
-    return [x.transpose(1, 2).detach().requires_grad_() for x in made]
+def with_mask(bounds_D4: Bounds) -> Method:
+    mask_11TT = masks.dense(bounds_D4)[None, None]
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask_11TT)
 
 
-def seconds(method: Callable[..., Tensor], qkv: list[Tensor]) -> float:
+def each_document(bounds_D4: Bounds) -> Method:
+    lengths = (bounds_D4[:, END] - bounds_D4[:, START]).tolist()
+
+    def method(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Split, whose backward pass concatenates once; slices would each fill a row with zeros.
+        documents = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat(
+            [F.scaled_dot_product_attention(*qkv, is_causal=True) for qkv in documents], dim=2
+        )
+
+    return method
+
+
+def varlen_documents(bounds_D4: Bounds) -> Method:
+    offsets = torch.from_numpy(np.append(bounds_D4[:, START], bounds_D4[-1, END])).cuda()
+    longest = int(offsets.diff().max())
+
+    def method(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        out = varlen_attn(
+            *(q, k, v, offsets, offsets, longest, longest), window_size=(-1, 0), enable_gqa=True
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    return method
+
+
+def full_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def contestants(bounds_D4: Bounds, device: str) -> dict[str, Callable[[], Method]]:
+    """How to make each, so that the memory of one is without the others'."""
+    if device == "cuda":
+        return {
+            "varlen": lambda: ours(bounds_D4, "varlen", device),
+            "flex": lambda: ours(bounds_D4, "flex", device),
+            "documents": lambda: varlen_documents(bounds_D4),
+            "full": lambda: full_causal,
+        }
+    return {
+        "sdpa": lambda: ours(bounds_D4, "sdpa", device),
+        "documents": lambda: each_document(bounds_D4),
+        "mask": lambda: with_mask(bounds_D4),
+    }
+
+
+def seconds(method: Method, qkv: list[Tensor]) -> float:
+    """One forward and backward."""
     for x in qkv:
         x.grad = None
+    if qkv[0].is_cuda:
+        torch.cuda.synchronize()
     began = time.perf_counter()
     method(*qkv).sum().backward()
+    if qkv[0].is_cuda:
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
-def _peak(
-    name: str, bounds_D4: Bounds, dtype: torch.dtype, answer: "multiprocessing.Queue"
-) -> None:
-    qkv = inputs(int(bounds_D4[-1, END]), dtype)
-    method = methods(bounds_D4)[name]
-    warm = row(64, 30)
-    seconds(methods(warm)[name], inputs(64, dtype))  # kernels and threads are no part of it
+def _cpu_peak(name: str, case: Case, answer: "multiprocessing.Queue[float]") -> None:
+    warm = Case(**{**asdict(case), "row": 64, "median": 30})
+    seconds(contestants(warm.bounds, "cpu")[name](), warm.inputs("cpu"))  # kernels and threads
+    qkv = case.inputs("cpu")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds(method, qkv)
+    seconds(contestants(case.bounds, "cpu")[name](), qkv)
     answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
-def peak_mib(name: str, bounds_D4: Bounds, dtype: torch.dtype) -> float:
-    """Peak memory of one forward and backward, in a process of its own."""
+def peak_mib(name: str, case: Case, device: str) -> float:
+    """Peak memory of one forward and backward, what it is made from included."""
+    if device == "cuda":
+        qkv = case.inputs(device)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        seconds(contestants(case.bounds, device)[name](), qkv)
+        return float(torch.cuda.max_memory_allocated() - before) / 2**20
     context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=_peak, args=(name, bounds_D4, dtype, answer))
+    answer: multiprocessing.Queue[float] = context.Queue()
+    process = context.Process(target=_cpu_peak, args=(name, case, answer))
     process.start()
     mib = answer.get(timeout=600)
     process.join()
-    return float(mib)
+    return mib
 
 
-def measure(length: int, median: int, dtype_name: str, rounds: int) -> dict[str, object]:
-    bounds_D4 = row(length, median)
-    qkv = inputs(length, DTYPES[dtype_name])
-    contestants = methods(bounds_D4)
-    for method in contestants.values():
-        seconds(method, qkv)
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, method in contestants.items():
-            times[name].append(seconds(method, qkv))
-    began = time.perf_counter()
+def plan_seconds(bounds_D4: Bounds, backend: Backend, device: str) -> float:
+    times = []
     for _ in range(10):
-        make_plan(bounds_D4, backend="sdpa")
-    result: dict[str, object] = {
-        "row": length,
-        "median_document": median,
+        began = time.perf_counter()
+        make_plan(bounds_D4, backend, device=device)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def measure(case: Case, device: str, rounds: int) -> dict[str, Any]:
+    bounds_D4, qkv = case.bounds, case.inputs(device)
+    methods = {name: make() for name, make in contestants(bounds_D4, device).items()}
+    for method in methods.values():
+        seconds(method, qkv)
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(rounds):
+        for name, method in methods.items():
+            times[name].append(seconds(method, qkv))
+    result: dict[str, Any] = {
+        **asdict(case),
         "documents": len(bounds_D4),
-        "dtype": dtype_name,
         "ms": {name: 1e3 * statistics.median(t) for name, t in times.items()},
-        "mib": {name: peak_mib(name, bounds_D4, DTYPES[dtype_name]) for name in ("ours", "mask")},
-        "plan_ms": 1e2 * (time.perf_counter() - began),
+        "mib": {name: peak_mib(name, case, device) for name in methods},
+        "time": {},
+        "memory": {},
+        "plan": {},
     }
-    for other in ("mask", "documents"):
-        ratios = [a / b for a, b in zip(times["ours"], times[other], strict=True)]
-        result[f"time_to_{other}"] = statistics.median(ratios)
-    result["memory_to_mask"] = result["mib"]["ours"] / result["mib"]["mask"]  # type: ignore[index]
+    backends: list[Backend] = ["varlen", "flex"] if device == "cuda" else ["sdpa"]
+    for backend in backends:
+        for other in times.keys() - set(backends):
+            ratios = [a / b for a, b in zip(times[backend], times[other], strict=True)]
+            result["time"][f"{backend} / {other}"] = statistics.median(ratios)
+            result["memory"][f"{backend} / {other}"] = result["mib"][backend] / result["mib"][other]
+        of_layers = LAYERS * statistics.median(times[backend])
+        result["plan"][backend] = plan_seconds(bounds_D4, backend, device) / of_layers
     return result
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """A line of Markdown for each figure."""
+    lines = ["| row | median | dtype | heads | what | figure |", "|---|---|---|---|---|---|"]
+    for r in results:
+        case = f"| {r['row']} | {r['median']} | {r['dtype']} | {r['heads']}/{r['kv_heads']} x "
+        case += f"{r['head_size']} |"
+        lines += [f"{case} {name}, ms | {ms:.2f} |" for name, ms in r["ms"].items()]
+        for kind in ("time", "memory"):
+            lines += [f"{case} {kind} {name} | {x:.3f} |" for name, x in sorted(r[kind].items())]
+        lines += [
+            f"{case} plan of {n}, of {LAYERS} layers | {x:.2%} |" for n, x in r["plan"].items()
+        ]
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "gpu": gpu,
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def main() -> None:
@@ -144,31 +250,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--row-length", type=int, default=8192)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    results = [
-        measure(args.row_length, median, dtype, args.rounds)
-        for median in (200, 30)
-        for dtype in DTYPES
-    ]
-    header = ["median", "dtype", "ours ms", "mask ms", "documents ms", "plan ms"]
-    header += ["time / mask", "time / documents", "memory / mask"]
-    lines = [
-        [str(r["median_document"]), str(r["dtype"])]
-        + [f"{r['ms'][name]:.1f}" for name in ("ours", "mask", "documents")]  # type: ignore[index]
-        + [f"{r['plan_ms']:.2f}"]
-        + [f"{r[k]:.3f}" for k in ("time_to_mask", "time_to_documents", "memory_to_mask")]
-        for r in results
-    ]
-    print(
-        f"{HEADS} heads x {HEAD_SIZE}, row {args.row_length}, {GEM_SHARE:.0%} with a summary token"
-    )
-    print(table(header, lines))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cases = GPU_CASES if device == "cuda" else CPU_CASES
+    results = [measure(case, device, args.rounds) for case in cases]
+    print(report(results))
     if args.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
-        machine["threads"] = str(torch.get_num_threads())
-        args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(
+            json.dumps({"machine": machine(), "results": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Random layouts for property tests."""
+"""Layouts for tests: from lengths, and random ones."""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from gem_ds.layout import Bounds
 
@@ -15,12 +14,15 @@ def bounds_from(documents: list[tuple[int, int, int]]) -> Bounds:
     return np.array(rows, dtype=np.int32)
 
 
-@st.composite
-def bounds(draw: st.DrawFn, max_documents: int = 6, max_part: int = 40) -> Bounds:
-    """Layouts of plain and GEM documents with one k, empty suffixes and one-token prefixes."""
-    k = draw(st.sampled_from([1, 1, 2, 3, 16]))
-    part = st.integers(1, max_part)
-    gem = st.tuples(part, st.just(k), st.one_of(st.just(0), part))
-    plain = st.tuples(part, st.just(0), st.just(0))
-    documents = draw(st.lists(st.one_of(gem, plain), min_size=1, max_size=max_documents))
-    return bounds_from(documents)
+def random_bounds(seed: int) -> Bounds:
+    """Plain and GEM documents of one k from 1 to 16, of a token to thousands, with empty suffixes,
+    one-token prefixes, and a plain one at the end, as padding is."""
+    rng = np.random.default_rng(seed)
+    k = int(rng.choice([1, 1, 2, 3, 16]))
+    longest = int(rng.choice([3, 40, 300, 2000]))
+    documents = []
+    for _ in range(int(rng.integers(1, 8 if longest < 2000 else 3))):
+        m, n = (int(longest ** rng.random()) for _ in range(2))
+        kind = rng.random()
+        documents.append((m, 0, 0) if kind < 0.4 else (m, k, 0 if kind < 0.55 else n))
+    return bounds_from([*documents, (int(rng.integers(1, 64)), 0, 0)])

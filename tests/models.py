@@ -63,8 +63,8 @@ def hidden_states(model, ids, bounds_D4, backend="sdpa", inputs_embeds=None, **k
     inputs = {"input_ids": ids[None]} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     return model.base_model(
         **inputs,
-        position_ids=torch.from_numpy(positions(bounds_D4))[None],
-        gem_plan=make_plan(bounds_D4, backend),
+        position_ids=torch.from_numpy(positions(bounds_D4)).to(ids.device)[None],
+        gem_plan=make_plan(bounds_D4, backend, device=ids.device),
         use_cache=False,
         **kwargs,
     ).last_hidden_state[0]

@@ -1,13 +1,18 @@
-"""Every backend equals `dense` in values and gradients; no document sees another."""
+"""Every backend equals `dense` in values and gradients; no document sees another.
+
+What needs a GPU is in test_gpu.py.
+"""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from attending import attend, equals_dense, is_no_farther_than_dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import bounds, bounds_from
+from layouts import bounds_from, random_bounds
 from models import MIXED, hidden_states, tiny_model
+from strategies import bounds
 
 from gem_ds import kernels
 from gem_ds.attention import attach, choose, gem_attention, make_plan
@@ -16,87 +21,31 @@ from gem_ds.layout import END, START, SUFFIX, SUMMARY, is_gem, plain
 
 SUMMARY_ATTENTION = st.sampled_from(["isolated", "causal"])
 WINDOWS = st.sampled_from([None, None, 1, 3, 20, 90])
-GPU = pytest.mark.gpu
-FP32 = ["sdpa", pytest.param("sdpa-cuda", marks=GPU), pytest.param("flex", marks=GPU)]
-BF16 = ["sdpa", pytest.param("varlen", marks=GPU), pytest.param("flex", marks=GPU)]
-LAYOUTS = st.one_of(bounds(), bounds(max_documents=3, max_part=700))
+LAYOUTS = st.one_of(bounds(), st.integers(0, 2**32).map(random_bounds))
+HALF = [torch.bfloat16, torch.float16]
 
 
-DEVICE_OF = {"dense": "cpu", "sdpa": "cpu", "varlen": "cuda", "flex": "cuda"}
-
-
-def attend(
-    bounds_D4,
-    backend,
-    summary_attention="isolated",
-    window=None,
-    dtype=torch.float32,
-    heads=(4, 2),
-    size=8,
-    grad=True,
-    **extra,
-):
-    """Output and gradients of q, k, v for seeded random inputs, in fp64 for comparison."""
-    backend, _, device = backend.partition("-")
-    device = device or DEVICE_OF[backend]
-    generator = torch.Generator().manual_seed(int(bounds_D4.sum()))
-    T, (n_heads, n_kv) = int(bounds_D4[-1, END]), heads
-    tensors = [torch.randn(1, n, T, size, generator=generator) for n in (n_heads, n_kv, n_kv)]
-    weight = torch.randn(1, T, n_heads, size, generator=generator)
-    q, k, v = (x.to(device, dtype).requires_grad_(grad) for x in tensors)
-    plan = make_plan(bounds_D4, backend, summary_attention, device)
-    out, _ = gem_attention(
-        torch.nn.Module(), q, k, v, None, gem_plan=plan, sliding_window=window, **extra
-    )
-    if not grad:
-        return [out.double()]
-    (out * weight.to(out)).sum().backward()
-    return [x.double().cpu() for x in (out.detach(), q.grad, k.grad, v.grad)]
-
-
-def max_relative_error(got, expected):
-    return max(
-        float((g - e).abs().max() / e.abs().max()) for g, e in zip(got, expected, strict=True)
-    )
-
-
-@pytest.mark.parametrize("backend", FP32)
 @settings(max_examples=60, deadline=None)
 @given(LAYOUTS, SUMMARY_ATTENTION, WINDOWS)
-def test_equals_dense_in_fp32(backend, bounds_D4, summary_attention, window):
-    expected = attend(bounds_D4, "dense", summary_attention, window)
-    got = attend(bounds_D4, backend, summary_attention, window)
-    assert max_relative_error(got, expected) < 1e-5
+def test_sdpa_equals_dense_in_fp32(bounds_D4, summary_attention, window):
+    equals_dense(bounds_D4, "sdpa", summary_attention, window)
 
 
-@pytest.mark.parametrize("backend", FP32)
 @pytest.mark.parametrize("size", [32, 64, 80, 128, 256])
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2), (6, 1)])
-def test_equals_dense_for_all_heads(backend, size, heads):
+def test_sdpa_equals_dense_for_all_heads(size, heads):
     row = bounds_from([(70, 2, 60), (30, 0, 0), (1, 2, 0), (5, 2, 9)])
-    expected = attend(row, "dense", heads=heads, size=size)
-    assert max_relative_error(attend(row, backend, heads=heads, size=size), expected) < 1e-5
+    equals_dense(row, "sdpa", heads=heads, size=size)
 
 
-@pytest.mark.parametrize("backend", BF16)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("summary_attention", ["isolated", "causal"])
 @pytest.mark.parametrize("window", [None, 25])
 @pytest.mark.parametrize("k", [1, 3])
-def test_half_precision_is_no_farther_from_fp32_than_dense(
-    backend, dtype, summary_attention, window, k
+def test_sdpa_in_half_precision_is_no_farther_from_fp32_than_dense(
+    dtype, summary_attention, window, k
 ):
-    """Over a row of many documents: on one tiny document rounding decides either way."""
-    lengths = np.random.default_rng(k).integers(1, 60, (40, 2))
-    row = bounds_from([(m, k, n) if i % 3 else (m, 0, 0) for i, (m, n) in enumerate(lengths)])
-    reference = attend(row, "dense", summary_attention, window)
-
-    def distances(name):
-        got = attend(row, name, summary_attention, window, dtype)
-        return [float((g - r).norm()) for g, r in zip(got, reference, strict=True)]
-
-    for fast, dense in zip(distances(backend), distances("dense"), strict=True):
-        assert fast <= dense * 1.02  # two roundings of one size differ by this much
+    is_no_farther_than_dense("sdpa", dtype, summary_attention, window, k)
 
 
 def slow_varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
@@ -124,44 +73,17 @@ def slow_varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size
 @given(bounds(), SUMMARY_ATTENTION, WINDOWS)
 def test_varlen_hands_its_kernel_the_rule(bounds_D4, summary_attention, window):
     """With the kernel's contract in place of the kernel, which runs on GPUs only."""
-    expected = attend(bounds_D4, "dense", summary_attention, window)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "varlen_attn", slow_varlen)
-        patch.setitem(DEVICE_OF, "varlen", "cpu")
-        got = attend(bounds_D4, "varlen", summary_attention, window)
-    assert max_relative_error(got, expected) < 1e-5
+        equals_dense(bounds_D4, "varlen", summary_attention, window)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=15, deadline=None)
 @given(bounds(), SUMMARY_ATTENTION, WINDOWS, st.sampled_from([None, 2.0]))
 def test_flex_forward_equals_dense(bounds_D4, summary_attention, window, cap):
     """On the CPU, where FlexAttention computes no gradients."""
-    expected = attend(bounds_D4, "dense", summary_attention, window, softcap=cap, grad=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEVICE_OF, "flex", "cpu")
-        got = attend(bounds_D4, "flex", summary_attention, window, softcap=cap, grad=False)
-    assert max_relative_error(got, expected) < 1e-5
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("extra", [{"softcap": 2.0}, {"s_aux": torch.linspace(-2, 2, 4)}])
-def test_flex_soft_caps_and_sinks_as_dense_does(extra):
-    row = bounds_from([(70, 1, 60), (30, 0, 0), (200, 1, 9)])
-    expected = attend(row, "dense", **extra)
-    on_gpu = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
-    assert max_relative_error(attend(row, "flex", **on_gpu), expected) < 1e-5
-
-
-@pytest.mark.gpu
-def test_plans_move_to_the_gpu_whole():
-    row = bounds_from([(70, 2, 60), (30, 0, 0)])
-    for backend in ("dense", "sdpa", "varlen", "flex"):
-        plan = make_plan(row, backend).to(torch.device("cuda"))
-        kernel = plan.within(None)
-        fields = vars(kernel).values() if backend == "flex" else kernel
-        tensors = [x for x in fields if isinstance(x, torch.Tensor)]
-        assert tensors
-        assert all(x.is_cuda for x in tensors)
+    equals_dense(bounds_D4, "flex", summary_attention, window, softcap=cap, grad=False)
 
 
 def test_a_token_moves_no_output_and_no_gradient_of_another_document():

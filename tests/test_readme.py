@@ -39,7 +39,8 @@ COMMANDS = commands(README)
 
 def runs(command: str) -> bool:
     """Whether it is one to run; a command of an unknown kind fails."""
-    known = re.match(r"python (data_prep|launch)/\w+\.py |deepspeed launch/train\.py ", command)
+    scripts = r"(data_prep|launch)/\w+\.py|-m gem_ds\.masks"
+    known = re.match(rf"python ({scripts}) |deepspeed launch/train\.py ", command)
     assert known or command.split()[0] in LOOKED_AT, f"how is this to be tested: {command}"
     return bool(known)
 

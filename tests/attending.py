@@ -1,0 +1,69 @@
+"""Attention of random tensors, and what a backend must hold to; for CPU and GPU tests alike."""
+
+import numpy as np
+import torch
+from layouts import bounds_from
+
+from gem_ds.attention import gem_attention, make_plan
+from gem_ds.layout import END
+
+
+def attend(
+    bounds_D4,
+    backend,
+    summary_attention="isolated",
+    window=None,
+    dtype=torch.float32,
+    heads=(4, 2),
+    size=8,
+    device="cpu",
+    grad=True,
+    **extra,
+):
+    """Output and gradients of q, k, v for seeded random inputs, in fp64 for comparison."""
+    generator = torch.Generator().manual_seed(int(bounds_D4.sum()))
+    T, (n_heads, n_kv) = int(bounds_D4[-1, END]), heads
+    tensors = [torch.randn(1, n, T, size, generator=generator) for n in (n_heads, n_kv, n_kv)]
+    weight = torch.randn(1, T, n_heads, size, generator=generator)
+    extra = {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in extra.items()}
+    q, k, v = (x.to(device, dtype).requires_grad_(grad) for x in tensors)
+    plan = make_plan(bounds_D4, backend, summary_attention, device)
+    out, _ = gem_attention(
+        torch.nn.Module(), q, k, v, None, gem_plan=plan, sliding_window=window, **extra
+    )
+    if not grad:
+        return [out.double().cpu()]
+    (out * weight.to(out)).sum().backward()
+    return [x.double().cpu() for x in (out.detach(), q.grad, k.grad, v.grad)]
+
+
+def max_relative_error(got, expected):
+    return max(
+        float((g - e).abs().max() / e.abs().max()) for g, e in zip(got, expected, strict=True)
+    )
+
+
+def equals_dense(bounds_D4, backend, summary_attention="isolated", window=None, **options):
+    """Assert that a backend's outputs and gradients in fp32 are those of `dense`."""
+    got = attend(bounds_D4, backend, summary_attention, window, **options)
+    expected = attend(bounds_D4, "dense", summary_attention, window, **options)
+    assert max_relative_error(got, expected) < 1e-5
+
+
+def is_no_farther_than_dense(backend, dtype, summary_attention, window, k, size=8, device="cpu"):
+    """Assert that a backend in half precision is as near to fp32 as `dense` in half precision.
+
+    Over a row of many documents: on one tiny document rounding decides either way.
+    """
+    lengths = np.random.default_rng(k).integers(1, 60, (40, 2))
+    row = bounds_from([(m, k, n) if i % 3 else (m, 0, 0) for i, (m, n) in enumerate(lengths)])
+    case = {"summary_attention": summary_attention, "window": window}
+    case |= {"size": size, "device": device}
+    reference = attend(row, "dense", **case)
+
+    def distances(name):
+        got = attend(row, name, dtype=dtype, **case)
+        return [float((g - r).norm()) for g, r in zip(got, reference, strict=True)]
+
+    for fast, dense in zip(distances(backend), distances("dense"), strict=True):
+        assert fast <= dense * 1.02  # two roundings of one size differ by this much
