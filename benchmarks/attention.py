@@ -11,16 +11,17 @@ a summary token. The contestants beside our backends:
 - ``full``: causal FlashAttention over the whole row, as if it were one document (GPU).
 
 Ratios are medians over rounds in which all take turns, so that they hold when the machine's speed
-drifts. Memory is the peak of a forward and backward less what was held before: of a fresh process
-on a CPU, of the allocator on a GPU. ``plan`` is what a micro-batch costs once, as a share of the
-forward and backward of 32 layers. The machine is the GPU where there is one.
+drifts. Memory is the peak of a forward and backward, what it is made from included, less what was
+held before: on a CPU of a process that did it once already, on a GPU of the allocator. ``plan`` is
+what a micro-batch costs once, as a share of the forward and backward of 32 layers. The machine is
+the GPU where there is one.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -143,24 +144,29 @@ def contestants(bounds_D4: Bounds, device: str) -> dict[str, Callable[[], Method
 
 def seconds(method: Method, qkv: list[Tensor]) -> float:
     """One forward and backward."""
-    for x in qkv:
-        x.grad = None
     if qkv[0].is_cuda:
         torch.cuda.synchronize()
     began = time.perf_counter()
-    method(*qkv).sum().backward()
+    out = method(*qkv)
+    torch.autograd.grad(out, qkv, torch.ones_like(out))
     if qkv[0].is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
 def _cpu_peak(name: str, case: Case, answer: "multiprocessing.Queue[float]") -> None:
-    warm = Case(**{**asdict(case), "row": 64, "median": 30})
-    seconds(contestants(warm.bounds, "cpu")[name](), warm.inputs("cpu"))  # kernels and threads
     qkv = case.inputs("cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds(contestants(case.bounds, "cpu")[name](), qkv)  # threads, compiled kernels
+    Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+    before = _resident("VmRSS")
     seconds(contestants(case.bounds, "cpu")[name](), qkv)
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    answer.put(_resident("VmHWM") - before)
+
+
+def _resident(field: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at its peak."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
 def peak_mib(name: str, case: Case, device: str) -> float:
@@ -171,6 +177,7 @@ def peak_mib(name: str, case: Case, device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         seconds(contestants(case.bounds, device)[name](), qkv)
         return float(torch.cuda.max_memory_allocated() - before) / 2**20
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back at once
     context = multiprocessing.get_context("spawn")
     answer: multiprocessing.Queue[float] = context.Queue()
     process = context.Process(target=_cpu_peak, args=(name, case, answer))

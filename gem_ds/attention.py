@@ -3,7 +3,7 @@
 `attach` switches a model to the attention registered here; `choose` picks the backend for a model
 and device; `make_plan` turns the layout of one stream into what that backend needs, once per
 micro-batch, shared by all layers. The plan travels as the keyword argument ``gem_plan`` of the
-model's forward. No model code is changed. The backends themselves are in `kernels` and `flex`.
+model's forward. No model code is changed. The backends are in `kernels`, `sdpa` and `flex`.
 """
 
 from typing import Any, Literal, get_args
@@ -16,8 +16,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from gem_ds import layout
 from gem_ds.errors import InputError
 from gem_ds.flex import Flex
-from gem_ds.kernels import Dense, Kernel, Sdpa, Varlen
+from gem_ds.kernels import Dense, Kernel, Varlen
 from gem_ds.layout import END, START, Bounds
+from gem_ds.sdpa import Sdpa
 from gem_ds.segments import SummaryAttention
 
 Backend = Literal["dense", "sdpa", "varlen", "flex"]
@@ -25,7 +26,7 @@ Choice = Literal["auto", "dense", "sdpa", "varlen", "flex"]
 NAME = "gem"
 _KERNELS: dict[Backend, Any] = {"dense": Dense, "sdpa": Sdpa, "varlen": Varlen, "flex": Flex}
 _PREFERRED: dict[str, tuple[Backend, ...]] = {
-    "cuda": ("varlen", "flex", "sdpa", "dense"),
+    "cuda": ("varlen", "flex"),
     "cpu": ("sdpa", "dense"),
 }
 
@@ -95,7 +96,7 @@ def choose(choice: Choice, model: Any, device: torch.device, dtype: torch.dtype)
     choice that does not, with the reason.
     """
     if choice == "auto":
-        preferred = _PREFERRED.get(device.type, ("sdpa", "dense"))
+        preferred = _PREFERRED.get(device.type, ("dense",))
         return next(b for b in preferred if _obstacle(b, model, device, dtype) is None)
     if choice not in get_args(Backend):
         raise InputError(
@@ -117,6 +118,8 @@ def _obstacle(backend: Backend, model: Any, device: torch.device, dtype: torch.d
         return f"it needs a CUDA GPU and the model is on the {device.type}"
     if backend == "flex":
         return None
+    if backend == "sdpa" and device.type != "cpu":
+        return f"it computes on a CPU and the model is on the {device.type}"
     if getattr(config, "attn_logit_softcapping", None):
         return f"{family} soft-caps its attention scores"
     if any(hasattr(module, "sinks") for module in model.modules()):
@@ -183,7 +186,9 @@ def gem_attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     kernel = gem_plan.within(sliding_window)
-    return kernel.attend(query[0], key[0], value[0], scale, softcap, s_aux)[None], None
+    # Views whose backward passes are views too; that of [0] fills a stream with zeros.
+    q, k, v = (x.squeeze(0) for x in (query, key, value))
+    return kernel.attend(q, k, v, scale, softcap, s_aux).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, gem_attention)

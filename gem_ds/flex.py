@@ -85,7 +85,7 @@ class Flex:
     ) -> Tensor:
         length = q.shape[1]
         missing = len(self.near) - length
-        q, k, v = (F.pad(x, (0, 0, 0, missing))[None] for x in (q, k, v))
+        q, k, v = (F.pad(x, (0, 0, 0, missing)).unsqueeze(0) for x in (q, k, v))
         out, aux = _compiled(q.is_cuda)(
             q,
             k,
@@ -98,7 +98,7 @@ class Flex:
         )
         if sinks is not None:  # one more score in the softmax, of value zero
             out = out * torch.sigmoid(aux.lse - sinks[:, None].float())[..., None].to(out.dtype)
-        restored: Tensor = out[0, :, :length].transpose(0, 1)
+        restored: Tensor = out.squeeze(0)[:, :length].transpose(0, 1)
         return restored
 
 

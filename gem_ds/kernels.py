@@ -1,26 +1,23 @@
-"""Attention over one flat stream by the GEM rule: the backends that need no compiler.
+"""Attention over one flat stream by the GEM rule: what a backend is, the reference, and varlen.
 
-Each is made from a layout and a window on the CPU, moved to its device once, and shared by all
-layers. ``Dense`` is the reference, with the (T, T) mask. ``Sdpa`` runs the batches of
-`segments.problems` through PyTorch's attention; it never makes a mask of the stream. ``Varlen``
-hands the segments themselves to a FlashAttention kernel. `flex` holds the fourth.
+A backend is made from a layout and a window on the CPU, moved to its device once, and shared by all
+layers. ``Dense`` is the reference, with the (T, T) mask. ``Varlen`` hands the segments to a
+FlashAttention kernel. `sdpa` is the CPU's, `flex` the GPU's general one.
 
-Shapes: T tokens in the stream, N heads, G key-value heads, H head size, B problems of a batch,
-Q queries, K keys.
+Shapes: T tokens in the stream, N heads, G key-value heads, H head size, S segments.
 """
 
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from gem_ds import masks
 from gem_ds.errors import InputError
 from gem_ds.layout import Bounds, Index
-from gem_ds.segments import SummaryAttention, problems, segments
+from gem_ds.segments import SummaryAttention, segments
 
 
 class Kernel(Protocol):
@@ -63,7 +60,7 @@ class Dense(NamedTuple):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, sinks: Tensor | None
     ) -> Tensor:
-        k, v = _repeated(k, q), _repeated(v, q)
+        k, v = (repeated(x, q.shape[0] // x.shape[0]) for x in (k, v))
         scores_NTT = (q @ k.transpose(1, 2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
         if cap:
             scores_NTT = torch.tanh(scores_NTT / cap) * cap
@@ -73,80 +70,6 @@ class Dense(NamedTuple):
             scores_NTT = torch.cat([scores_NTT, column], dim=-1)
         weights_NTT = scores_NTT.softmax(-1).to(v.dtype)[..., : k.shape[1]]
         return (weights_NTT @ v).transpose(0, 1)
-
-
-class Piece(NamedTuple):
-    """The shapes and mask of one batch of problems."""
-
-    shape_BQ: tuple[int, int]
-    shape_BK: tuple[int, int]
-    mask_B1QK: Tensor | None  # None: causal, Q = K
-
-
-class Sdpa(NamedTuple):
-    """Attention batch by batch with PyTorch's scaled_dot_product_attention.
-
-    `gather_q` and `gather_kv` pick tokens of the stream for the pieces, in order; `restore` (T,)
-    picks each token's output from the pieces' outputs.
-    """
-
-    pieces: tuple[Piece, ...]
-    gather_q: Tensor
-    gather_kv: Tensor
-    restore: Tensor
-
-    @classmethod
-    def of(cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None) -> "Sdpa":
-        pieces: list[Piece] = []
-        queries: list[Index] = []
-        keys: list[Index] = []
-        restore = np.full(int(bounds_D4[-1, -1]), -1, dtype=np.int64)
-        done = 0  # outputs of the pieces so far
-        for batch in problems(segments(bounds_D4, summary, window), window):
-            restore[batch.queries[batch.kept]] = done + np.flatnonzero(batch.kept)
-            queries.append(batch.queries.ravel())
-            keys.append(batch.keys.ravel())
-            mask = None if batch.mask is None else torch.from_numpy(batch.mask)[:, None]
-            pieces.append(Piece(batch.queries.shape, batch.keys.shape, mask))
-            done += batch.queries.size
-        assert (restore >= 0).all()
-        gather_q, gather_kv = (torch.from_numpy(np.concatenate(x)) for x in (queries, keys))
-        return cls(tuple(pieces), gather_q, gather_kv, torch.from_numpy(restore))
-
-    def to(self, device: torch.device) -> "Sdpa":
-        pieces = tuple(
-            piece._replace(mask_B1QK=move(piece.mask_B1QK, device))
-            if piece.mask_B1QK is not None
-            else piece
-            for piece in self.pieces
-        )
-        return Sdpa(pieces, *(move(x, device) for x in self[1:]))
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, sinks: Tensor | None
-    ) -> Tensor:
-        """Gathers are `index_select` and `split`, whose backward passes add into and concatenate
-        one tensor; slices would each allocate a whole stream of zeros."""
-        _refuse("sdpa", cap, sinks)
-        k, v = _repeated(k, q), _repeated(v, q)
-        q_TNH, k_TNH, v_TNH = (x.transpose(0, 1) for x in (q, k, v))
-        n_queries = [b * n for b, n in (piece.shape_BQ for piece in self.pieces)]
-        n_keys = [b * n for b, n in (piece.shape_BK for piece in self.pieces)]
-        queries = torch.split(q_TNH.index_select(0, self.gather_q), n_queries)
-        keys = torch.split(k_TNH.index_select(0, self.gather_kv), n_keys)
-        values = torch.split(v_TNH.index_select(0, self.gather_kv), n_keys)
-        outputs = []
-        for piece, q_p, k_p, v_p in zip(self.pieces, queries, keys, values, strict=True):
-            out_BNQH = F.scaled_dot_product_attention(
-                q_p.view(*piece.shape_BQ, *q_p.shape[1:]).transpose(1, 2),
-                k_p.view(*piece.shape_BK, *k_p.shape[1:]).transpose(1, 2),
-                v_p.view(*piece.shape_BK, *v_p.shape[1:]).transpose(1, 2),
-                attn_mask=piece.mask_B1QK,
-                is_causal=piece.mask_B1QK is None,
-                scale=scale,
-            )
-            outputs.append(out_BNQH.transpose(1, 2).flatten(0, 1))
-        return torch.cat(outputs).index_select(0, self.restore)
 
 
 class Varlen(NamedTuple):
@@ -191,7 +114,7 @@ class Varlen(NamedTuple):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, sinks: Tensor | None
     ) -> Tensor:
-        _refuse("varlen", cap, sinks)
+        refuse("varlen", cap, sinks)
         q_TNH, k_TGH, v_TGH = (x.transpose(0, 1) for x in (q, k, v))
         if self.gather_kv is not None:
             k_TGH = k_TGH.index_select(0, self.gather_kv)
@@ -216,13 +139,13 @@ def _offsets(lengths: Index) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
-def _repeated(x: Tensor, q: Tensor) -> Tensor:
-    """Key or value heads (G, T, H) repeated to the number of query heads."""
-    groups = q.shape[0] // x.shape[0]
+def repeated(x: Tensor, groups: int) -> Tensor:
+    """Key or value heads (G, …) repeated to the number of query heads."""
     return x if groups == 1 else x.repeat_interleave(groups, dim=0)
 
 
-def _refuse(backend: str, cap: float | None, sinks: Tensor | None) -> None:
+def refuse(backend: str, cap: float | None, sinks: Tensor | None) -> None:
+    """Raise `InputError` for scores that a backend does not compute."""
     if cap or sinks is not None:
         what = "soft-capped scores" if cap else "attention sinks"
         raise InputError(f"the {backend} backend does not compute {what}; use --attention auto")

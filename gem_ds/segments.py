@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from gem_ds import layout
 from gem_ds.layout import END, START, SUFFIX, SUMMARY, Bounds, Index
@@ -105,91 +104,6 @@ def spans(parts: Segments, window: int | None = None) -> Spans:
     if window is not None:
         near_T = np.maximum(near_T, np.arange(len(of_T)) - window + 1)
     return Spans(near_T, parts.far[of_T], parts.far_end[of_T])
-
-
-class Problems(NamedTuple):
-    """A batch of equally shaped attention problems: B rows of Q queries and K keys of the stream.
-
-    Rows shorter than the longest are padded at the end by repeating tokens; only the outputs at
-    `kept` are wanted. `mask` is (B or 1, Q, K), or None where query i attends keys 0 to i.
-    """
-
-    queries: Index  # (B, Q)
-    keys: Index  # (B, K)
-    kept: npt.NDArray[np.bool_]  # (B, Q)
-    mask: npt.NDArray[np.bool_] | None
-
-
-def problems(
-    parts: Segments, window: int | None = None, max_padding: float = 0.1
-) -> Iterator[Problems]:
-    """The segments as few batches, each padded by at most this share of its tokens.
-
-    Most are causal squares over the near keys: a segment with more keys than queries becomes one by
-    adding the missing queries at its front, whose outputs are dropped, and padding is hidden by
-    causality. Only what a window cuts and what has far keys needs a mask.
-    """
-    whole = parts.far == parts.far_end
-    near, dropped = parts.near[whole], (parts.start - parts.near)[whole]
-    n = (parts.end - parts.near)[whole]
-    yield from _squares(near, np.minimum(n, window or n), dropped, max_padding)
-    if window is not None:
-        cut = n > window
-        yield from _bands(near[cut], n[cut], dropped[cut], window)
-    yield from _fans(Segments(*(x[~whole] for x in parts)), max_padding)
-
-
-def _squares(near: Index, n: Index, dropped: Index, max_padding: float) -> Iterator[Problems]:
-    for batch in similar(n, max_padding):
-        place = np.arange(n[batch].max())
-        tokens = near[batch, None] + np.minimum(place, n[batch, None] - 1)
-        kept = (place < n[batch, None]) & (place >= dropped[batch, None])
-        yield Problems(tokens, tokens, kept, None)
-
-
-def _bands(near: Index, n: Index, dropped: Index, window: int) -> Iterator[Problems]:
-    """The queries beyond the window, in blocks of Q, each with the Q + W - 1 keys it may reach.
-
-    Small blocks copy each key more often, large ones compute more that the mask then hides.
-    """
-    block = max(window // 4, min(window, 64))
-    n_blocks = -(-(n - window) // block)
-    of = np.repeat(np.arange(len(n)), n_blocks)
-    # The first query of each block, as a place in its square.
-    first = window + block * runs(np.zeros_like(n_blocks), n_blocks)
-    query = first[:, None] + np.arange(block)
-    key = first[:, None] - window + 1 + np.arange(block + window - 1)
-    last = n[of, None] - 1
-    i, j = np.arange(block)[:, None], np.arange(block + window - 1)
-    if len(of):
-        yield Problems(
-            near[of, None] + np.minimum(query, last),
-            near[of, None] + np.minimum(key, last),
-            (query <= last) & (query >= dropped[of, None]),
-            ((j >= i) & (j < i + window))[None],
-        )
-
-
-def _fans(parts: Segments, max_padding: float) -> Iterator[Problems]:
-    """Isolated summary tokens: those of a document share its prefix, and each attends itself."""
-    first = np.flatnonzero(np.diff(parts.far_end, prepend=-1))
-    count = np.diff(first, append=len(parts.start))
-    prefix, prefix_end = parts.far[first], parts.far_end[first]  # the first reaches farthest back
-    n = prefix_end - prefix
-    for batch in similar(n, max_padding):
-        of = np.arange(int(count[batch].max()))
-        member = first[batch, None] + np.minimum(of, count[batch, None] - 1)
-        place = np.arange(n[batch].max())
-        near = prefix[batch, None] + np.minimum(place, n[batch, None] - 1)
-        sees = (near[:, None] >= parts.far[member][:, :, None]) & (place < n[batch, None])[:, None]
-        itself = np.broadcast_to(np.eye(len(of), dtype=bool), (len(batch), len(of), len(of)))
-        summary = parts.start[member]
-        yield Problems(
-            summary,
-            np.concatenate([near, summary], 1),
-            of < count[batch, None],
-            np.concatenate([sees, itself], 2),
-        )
 
 
 def similar(lengths: Index, max_padding: float) -> Iterator[Index]:

@@ -23,25 +23,21 @@ def exact_fp32(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "flex"])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("summary_attention", SUMMARY_ATTENTION)
-def test_equals_dense_in_fp32(backend, window, summary_attention):
+def test_flex_equals_dense_in_fp32(window, summary_attention):
     for seed in range(8):
-        equals_dense(
-            random_bounds(seed), backend, summary_attention, window, size=32, device="cuda"
-        )
+        equals_dense(random_bounds(seed), "flex", summary_attention, window, size=32, device="cuda")
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "flex"])
 @pytest.mark.parametrize("size", [32, 64, 80, 128, 256])
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2), (6, 1)])
-def test_equals_dense_for_all_heads(backend, size, heads):
+def test_flex_equals_dense_for_all_heads(size, heads):
     row = bounds_from([(70, 2, 60), (30, 0, 0), (1, 2, 0), (5, 2, 9)])
-    equals_dense(row, backend, heads=heads, size=size, device="cuda")
+    equals_dense(row, "flex", heads=heads, size=size, device="cuda")
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "varlen", "flex"])
+@pytest.mark.parametrize("backend", ["varlen", "flex"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("summary_attention", SUMMARY_ATTENTION)
 @pytest.mark.parametrize("window", [None, 25])
@@ -64,7 +60,7 @@ def test_flex_soft_caps_and_sinks_as_dense_does(name):
     equals_dense(row, "flex", size=32, device="cuda", **{name: value})
 
 
-@pytest.mark.parametrize("backend", ["dense", "sdpa", "varlen", "flex"])
+@pytest.mark.parametrize("backend", ["dense", "varlen", "flex"])
 def test_plans_move_to_the_gpu_whole(backend):
     row = bounds_from([(70, 2, 60), (30, 0, 0)])
     kernel = make_plan(row, backend).to(CUDA).within(None)

@@ -11,7 +11,8 @@ from gem_ds import masks
 from gem_ds.flex import BLOCK, Flex
 from gem_ds.kernels import Varlen
 from gem_ds.layout import END
-from gem_ds.segments import Problems, problems, runs, segments, similar, spans
+from gem_ds.sdpa import SHORT, Sdpa
+from gem_ds.segments import runs, segments, similar, spans
 
 SUMMARY_ATTENTION = st.sampled_from(["isolated", "causal"])
 LAYOUTS = st.one_of(bounds(), st.integers(0, 2**32).map(random_bounds))
@@ -46,15 +47,19 @@ def varlen_pairs(plan: Varlen, length):
     return counted(length, np.concatenate(queries), np.concatenate(keys))
 
 
-def problem_pairs(batches: list[Problems], length):
+def sdpa_pairs(plan: Sdpa, length):
     queries, keys = [], []
-    for batch in batches:
-        n_q, n_k = batch.queries.shape[1], batch.keys.shape[1]
-        mask = np.tri(n_q, n_k, dtype=bool)[None] if batch.mask is None else batch.mask
-        assert batch.mask is not None or n_q == n_k
-        b, i, j = (mask & batch.kept[:, :, None]).nonzero()
-        queries.append(batch.queries[b, i])
-        keys.append(batch.keys[b, j])
+    for batch in plan.batches:
+        tokens, kept = batch.tokens.numpy(), batch.kept.numpy()
+        b, i, j = (~batch.hidden.numpy() & kept[:, :, None]).nonzero()
+        queries.append(tokens[b, i])
+        keys.append(tokens[b, j])
+    assert sum(plan.lengths) == length
+    for run in filter(None, plan.units):
+        i, j = np.arange(run.start, run.end)[:, None], np.arange(run.near, run.end)
+        i, j = ((j <= i) if run.hidden is None else ~run.hidden.numpy()).nonzero()
+        queries.append(run.start + i)
+        keys.append(run.near + j)
     return counted(length, np.concatenate(queries), np.concatenate(keys))
 
 
@@ -63,17 +68,13 @@ def problem_pairs(batches: list[Problems], length):
 def test_every_plan_attends_the_pairs_of_the_rule_once(bounds_D4, summary_attention, window):
     length = int(bounds_D4[-1, END])
     expected = ruled(bounds_D4, summary_attention, window)
-    parts = segments(bounds_D4, summary_attention, window)
-
     plan = Varlen.of(bounds_D4, summary_attention, window)
     assert np.array_equal(varlen_pairs(plan, length), expected), "varlen"
 
-    batches = list(problems(parts, window))
-    assert np.array_equal(problem_pairs(batches, length), expected), "sdpa"
-    kept = np.concatenate([batch.queries[batch.kept] for batch in batches])
-    assert sorted(kept) == list(range(length)), "each query has one output"
+    plan = Sdpa.of(bounds_D4, summary_attention, window)
+    assert np.array_equal(sdpa_pairs(plan, length), expected), "sdpa"
 
-    near, far, far_end = spans(parts, window)
+    near, far, far_end = spans(segments(bounds_D4, summary_attention, window), window)
     i, j = np.arange(length)[:, None], np.arange(length)[None, :]
     of_spans = ((j <= i) & (j >= near[:, None])).astype(int)
     of_spans += (j >= far[:, None]) & (j < far_end[:, None])
@@ -139,9 +140,16 @@ def test_runs_and_batches_of_similar_lengths():
         assert padded - lengths[batch].sum() <= 0.1 * padded
 
 
-def test_many_small_documents_are_few_batches():
-    many = bounds_from([(20 + i % 3, 1, 9) for i in range(300)])
-    batches = list(problems(segments(many)))
-    assert all(batch.mask is None for batch in batches)
-    assert len(batches) < 6
-    assert sum(batch.queries.size for batch in batches) < 1.2 * int(many[-1, END])
+def test_many_short_documents_are_few_batches_and_long_ones_run_without_a_copy():
+    short = [(20 + i % 3, 1, 9) for i in range(300)]
+    plan = Sdpa.of(bounds_from([*short, (SHORT, 0, 0), (90, 1, 30)]), "isolated", None)
+    assert len(plan.batches) < 6
+    assert sum(batch.tokens.numel() for batch in plan.batches) < 1.2 * 31 * 300
+    at = sum(m + k + n for m, k, n in short)
+    assert plan.lengths == [at, 64, 91, 30]
+    assert plan.units == (
+        None,
+        (at, at, at + 64, None),
+        (at + 64, at + 64, at + 155, None),
+        (at + 154, at + 155, at + 185, None),
+    )
