@@ -13,6 +13,7 @@ at most L tokens, Q queries, K keys.
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,12 +33,34 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class Batch(NamedTuple):
+class Rows(NamedTuple):
+    """Where a batch's vectors are among the ``T x heads`` of a stream (T, N, H) in memory."""
+
+    gather: Tensor  # (B N L,), each head repeated where that is asked for
+    scatter: Tensor  # of those in memory order (B, N, L) that are no padding
+    kept: Tensor  # the places of those in (B N L)
+
+
+@dataclass(frozen=True)
+class Batch:
     """Whole documents, padded at the end by repeating their last tokens."""
 
     tokens: Tensor  # (B, L) int64
     kept: Tensor  # (B, L) bool, the others are padding
     hidden: Tensor  # (B, L, L) bool, the keys that each query does not attend
+    _rows: dict[tuple[int, int], Rows] = field(default_factory=dict)
+
+    def rows(self, heads: int, groups: int) -> Rows:
+        """The same for all layers, so made once."""
+        if (heads, groups) not in self._rows:
+            rows_BNL = self.tokens[:, None, :] * heads + torch.arange(heads)[:, None]
+            kept = self.kept[:, None, :].expand_as(rows_BNL).flatten().nonzero().squeeze(1)
+            self._rows[heads, groups] = Rows(
+                rows_BNL.repeat_interleave(groups, dim=1).flatten(),
+                rows_BNL.flatten()[kept],
+                kept,
+            )
+        return self._rows[heads, groups]
 
 
 class Run(NamedTuple):
@@ -382,27 +405,19 @@ def _vectors(x: Tensor) -> Tensor:
     return x[0].transpose(0, 1).contiguous()
 
 
-def _rows(tokens_BL: Tensor, heads: int, groups: int = 1) -> Tensor:
-    """(B, heads x groups, L) where among ``T x heads`` vectors each token's are; each head `groups`
-    times."""
-    head = torch.arange(heads).repeat_interleave(groups)
-    return tokens_BL[:, None, :] * heads + head[:, None]
-
-
 def _gathered(vectors_TNH: Tensor, batch: Batch, heads: int) -> Tensor:
     """(B N, L, H) the documents of a batch, head by head, repeated up to `heads`."""
     _, n, size = vectors_TNH.shape
-    rows_BNL = _rows(batch.tokens, n, heads // n)
-    found = vectors_TNH.view(-1, size).index_select(0, rows_BNL.flatten())
-    return found.view(-1, rows_BNL.shape[2], size)
+    rows = batch.rows(n, heads // n).gather
+    return vectors_TNH.view(-1, size).index_select(0, rows).view(-1, batch.tokens.shape[1], size)
 
 
 def _put(total: Tensor, batch: Batch, part: Tensor) -> None:
     """Write (B N, L, H) to the batch's tokens of a stream; no other piece writes there."""
     heads, size = total.shape[1], total.shape[3]
     n_documents, length = batch.tokens.shape
-    part_BNLH = part.view(n_documents, heads, -1, length, size).sum(2)
-    rows_BNL = _rows(batch.tokens, heads)
-    kept_BNL = batch.kept[:, None, :].expand(-1, heads, -1)
-    vectors = total[0].transpose(0, 1).view(-1, size)
-    vectors.index_copy_(0, rows_BNL[kept_BNL], part_BNLH[kept_BNL])
+    if len(part) > n_documents * heads:  # heads that were repeated
+        part = part.view(n_documents, heads, -1, length, size).sum(2)
+    rows = batch.rows(heads, 1)
+    found = part.view(-1, size).index_select(0, rows.kept)
+    total[0].transpose(0, 1).view(-1, size).index_copy_(0, rows.scatter, found)
