@@ -10,7 +10,7 @@ a summary token. The contestants beside our backends:
   SDPA document by document on a CPU, one call of ``varlen_attn`` on a GPU.
 - ``full``: causal FlashAttention over the whole row, as if it were one document (GPU).
 
-Ratios are medians over rounds in which all take turns, so that they hold when the machine's speed
+Ratios are medians over rounds in which all take turns in random order, so that they hold when the machine's speed
 drifts. Memory is the peak of a forward and backward, what it is made from included, less what was
 held before: on a CPU of a process that did it once already, on a GPU of the allocator. ``plan`` is
 what a micro-batch costs once, as a share of the forward and backward of 32 layers. The machine is
@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -204,9 +205,10 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, Any]:
     for method in methods.values():
         seconds(method, qkv)
     times: dict[str, list[float]] = {name: [] for name in methods}
+    order = random.Random(0)
     for _ in range(rounds):
-        for name, method in methods.items():
-            times[name].append(seconds(method, qkv))
+        for name in order.sample(list(methods), len(methods)):
+            times[name].append(seconds(methods[name], qkv))
     result: dict[str, Any] = {
         **asdict(case),
         "documents": len(bounds_D4),
