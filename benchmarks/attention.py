@@ -10,11 +10,11 @@ a summary token. The contestants beside our backends:
   SDPA document by document on a CPU, one call of ``varlen_attn`` on a GPU.
 - ``full``: causal FlashAttention over the whole row, as if it were one document (GPU).
 
-Ratios are medians over rounds in which all take turns in random order, so that they hold when the machine's speed
-drifts. Memory is the peak of a forward and backward, what it is made from included, less what was
-held before: on a CPU of a process that did it once already, on a GPU of the allocator. ``plan`` is
-what a micro-batch costs once, as a share of the forward and backward of 32 layers. The machine is
-the GPU where there is one.
+Ratios are medians over rounds in which all take turns in random order, so that they hold when the
+machine's speed drifts. Memory is the peak of a forward and backward, what it is made from included,
+less what was held before: on a CPU of a process that did it once already, on a GPU of the
+allocator. ``plan`` is what a micro-batch costs once, as a share of the forward and backward of 32
+layers. The machine is the GPU where there is one.
 """
 
 import argparse

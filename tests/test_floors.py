@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "gem_ds"
 FLOORS = {
     0: """errors layout records sources tokenization documents packing segments shards tally pool
           prepare config corpus bpe""",
-    1: "dist metrics masks picture kernels sdpa flex attention objectives data checkpoint",
+    1: "dist metrics masks picture kernels pieces sdpa flex attention objectives data checkpoint",
     2: "model export encode",
     3: "build engine evaluate",
 }

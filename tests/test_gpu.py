@@ -72,7 +72,7 @@ def test_plans_move_to_the_gpu_whole(backend):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_compute_with_the_chosen_backend_what_dense_does(family):
-    model = tiny_model(family, head_dim=16).to(CUDA)
+    model = tiny_model(family, hidden_size=64, head_dim=16).to(CUDA)
     attach(model)
     ids = torch.randint(64, (int(MIXED[-1, -1]),), generator=torch.Generator().manual_seed(1))
     chosen = choose("auto", model, CUDA, torch.float32)

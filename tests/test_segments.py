@@ -11,7 +11,7 @@ from gem_ds import masks
 from gem_ds.flex import BLOCK, Flex
 from gem_ds.kernels import Varlen
 from gem_ds.layout import END
-from gem_ds.sdpa import SHORT, Sdpa
+from gem_ds.pieces import SHORT, Pieces, cut
 from gem_ds.segments import runs, segments, similar, spans
 
 SUMMARY_ATTENTION = st.sampled_from(["isolated", "causal"])
@@ -47,7 +47,7 @@ def varlen_pairs(plan: Varlen, length):
     return counted(length, np.concatenate(queries), np.concatenate(keys))
 
 
-def sdpa_pairs(plan: Sdpa, length):
+def sdpa_pairs(plan: Pieces, length):
     queries, keys = [], []
     for batch in plan.batches:
         tokens, kept = batch.tokens.numpy(), batch.kept.numpy()
@@ -71,7 +71,7 @@ def test_every_plan_attends_the_pairs_of_the_rule_once(bounds_D4, summary_attent
     plan = Varlen.of(bounds_D4, summary_attention, window)
     assert np.array_equal(varlen_pairs(plan, length), expected), "varlen"
 
-    plan = Sdpa.of(bounds_D4, summary_attention, window)
+    plan = cut(bounds_D4, summary_attention, window)
     assert np.array_equal(sdpa_pairs(plan, length), expected), "sdpa"
 
     near, far, far_end = spans(segments(bounds_D4, summary_attention, window), window)
@@ -142,7 +142,7 @@ def test_runs_and_batches_of_similar_lengths():
 
 def test_many_short_documents_are_few_batches_and_long_ones_run_without_a_copy():
     short = [(20 + i % 3, 1, 9) for i in range(300)]
-    plan = Sdpa.of(bounds_from([*short, (SHORT, 0, 0), (90, 1, 30)]), "isolated", None)
+    plan = cut(bounds_from([*short, (SHORT, 0, 0), (90, 1, 30)]), "isolated", None)
     assert len(plan.batches) < 6
     assert sum(batch.tokens.numel() for batch in plan.batches) < 1.2 * 31 * 300
     at = sum(m + k + n for m, k, n in short)
