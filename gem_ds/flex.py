@@ -85,7 +85,9 @@ class Flex:
     ) -> Tensor:
         length = q.shape[1]
         missing = len(self.near) - length
-        q, k, v = (F.pad(x, (0, 0, 0, missing)).unsqueeze(0) for x in (q, k, v))
+        if missing:
+            q, k, v = (F.pad(x, (0, 0, 0, missing)) for x in (q, k, v))
+        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
         out, aux = _compiled(q.is_cuda)(
             q,
             k,
