@@ -10,11 +10,12 @@ a summary token. The contestants beside our backends:
   SDPA document by document on a CPU, one call of ``varlen_attn`` on a GPU.
 - ``full``: causal FlashAttention over the whole row, as if it were one document (GPU).
 
-Ratios are medians over rounds in which all take turns in random order, so that they hold when the
-machine's speed drifts. Memory is the peak of a forward and backward, what it is made from included,
-less what was held before: on a CPU of a process that did it once already, on a GPU of the
-allocator. ``plan`` is what a micro-batch costs once, as a share of the forward and backward of 32
-layers. The machine is the GPU where there is one.
+Ratios are medians over rounds in which our backends and one other take turns in random order, so
+that they hold when the machine's speed drifts, and no third one leaves its traces in caches and
+memory. Memory is the peak of a forward and backward, what it is made from included, less what was
+held before: on a CPU of a process that did it once already, on a GPU of the allocator. ``plan`` is
+what a micro-batch costs once, as a share of the forward and backward of 32 layers. The machine is
+the GPU where there is one.
 """
 
 import argparse
@@ -204,27 +205,32 @@ def measure(case: Case, device: str, rounds: int) -> dict[str, Any]:
     methods = {name: make() for name, make in contestants(bounds_D4, device).items()}
     for method in methods.values():
         seconds(method, qkv)
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    order = random.Random(0)
-    for _ in range(rounds):
-        for name in order.sample(list(methods), len(methods)):
-            times[name].append(seconds(methods[name], qkv))
+    backends: list[Backend] = ["varlen", "flex"] if device == "cuda" else ["sdpa"]
     result: dict[str, Any] = {
         **asdict(case),
         "documents": len(bounds_D4),
-        "ms": {name: 1e3 * statistics.median(t) for name, t in times.items()},
+        "ms": {},
         "mib": {name: peak_mib(name, case, device) for name in methods},
         "time": {},
         "memory": {},
         "plan": {},
     }
-    backends: list[Backend] = ["varlen", "flex"] if device == "cuda" else ["sdpa"]
-    for backend in backends:
-        for other in times.keys() - set(backends):
+    order = random.Random(0)
+    for other in [name for name in methods if name not in backends]:
+        names = [*backends, other]
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name in order.sample(names, len(names)):
+                times[name].append(seconds(methods[name], qkv))
+        for backend in backends:
+            pair = f"{backend} / {other}"
             ratios = [a / b for a, b in zip(times[backend], times[other], strict=True)]
-            result["time"][f"{backend} / {other}"] = statistics.median(ratios)
-            result["memory"][f"{backend} / {other}"] = result["mib"][backend] / result["mib"][other]
-        of_layers = LAYERS * statistics.median(times[backend])
+            result["time"][pair] = statistics.median(ratios)
+            result["memory"][pair] = result["mib"][backend] / result["mib"][other]
+        for name in names:
+            result["ms"].setdefault(name, 1e3 * statistics.median(times[name]))
+    for backend in backends:
+        of_layers = LAYERS * result["ms"][backend] / 1e3
         result["plan"][backend] = plan_seconds(bounds_D4, backend, device) / of_layers
     return result
 
