@@ -139,9 +139,9 @@ def _offsets(lengths: Index) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
-def repeated(x: Tensor, groups: int) -> Tensor:
-    """Key or value heads (G, …) repeated to the number of query heads."""
-    return x if groups == 1 else x.repeat_interleave(groups, dim=0)
+def repeated(x: Tensor, groups: int, dim: int = 0) -> Tensor:
+    """Key or value heads, along `dim`, repeated to the number of query heads."""
+    return x if groups == 1 else x.repeat_interleave(groups, dim=dim)
 
 
 def refuse(backend: str, cap: float | None, sinks: Tensor | None) -> None:

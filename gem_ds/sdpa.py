@@ -1,9 +1,9 @@
 """Attention over one flat stream by the GEM rule on a CPU.
 
 Batches and runs (`pieces`) go through PyTorch's flash kernel or, where that is faster, through
-plain matrix products: in bf16 the kernel costs twice to four times as much up to some hundred
-tokens. One autograd function does all of it, so that nothing is kept for the backward pass but the
-inputs, the output and the flash kernel's normalisers.
+plain matrix products: in bf16 the kernel costs half as much again, or twice as much, up to some
+hundred tokens. One autograd function does all of it, so that nothing is kept for the backward pass
+but the inputs, the output and the flash kernel's normalisers.
 
 Shapes: T tokens in the stream, N heads, G key-value heads, H head size, B documents of a batch of
 at most L tokens, M problems, Q queries, K keys.
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gem_ds.kernels import refuse
+from gem_ds.kernels import refuse, repeated
 from gem_ds.layout import Bounds
 from gem_ds.pieces import Batch, Pieces, Run, cut
 from gem_ds.segments import SummaryAttention
 
-PRODUCTS_UP_TO = 512  # keys, in bf16; beyond it the flash kernel is as fast and needs less memory
+PRODUCTS_UP_TO = 512  # keys, in bf16; beyond it the flash kernel is as fast, with less memory
 _softmax_backward = torch.ops.aten._softmax_backward_data
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -101,28 +101,22 @@ class _Attend(torch.autograd.Function):
         heads, kv_heads = q.shape[1], k.shape[1]
         remaining = iter(normalisers)
         parts: tuple[list[Tensor], ...] = ([], [], [])
-        earlier: list[tuple[Run, Tensor, Tensor]] = []  # gradients of keys of earlier runs
+        earlier: list[tuple[Any, ...]] = []  # run, gradients of keys and values of earlier runs
         split = (torch.split(x, plan.lengths, dim=2) for x in (q, grad, out))
         for run, q_r, grad_r, out_r in zip(plan.units, *split, strict=True):
             if run is None:  # overwritten by the batches
                 found = q_r, q_r[:, :kv_heads], q_r[:, :kv_heads]
             else:
-                k_r, v_r = _keys(k, v, run, heads)
+                inputs = q_r, *_keys(k, v, run, heads), grad_r
                 if _by_products(q, run):
-                    found = _products_backward(q_r, k_r, v_r, grad_r, run, scale)
+                    gradients = _products_backward(*inputs, out_r, run, scale)
                 else:
-                    wide, lse = _Wide(q, grad, out), next(remaining)
-                    found = _flash_run_backward(wide, q_r, k_r, v_r, grad_r, out_r, lse, run, scale)
-                dq, dk, dv = found[0], *(_summed(x, kv_heads) for x in found[1:])
-                n = run.start - run.near
-                if n:
-                    before = dk[:, :, :n].clone(), dv[:, :, :n].clone()
-                    if _by_products(q, run):
-                        exact = _of_earlier_keys(q_r, k_r, v_r, grad_r, out_r, run, scale)
-                        before = _summed(exact[0], kv_heads), _summed(exact[1], kv_heads)
-                    earlier.append((run, *before))
-                    dk, dv = dk[:, :, n:], dv[:, :, n:]
-                found = dq, dk, dv
+                    lse, whole = next(remaining), (q, grad, out)
+                    gradients = _flash_backward_run(*inputs, out_r, whole, lse, run, scale)
+                dq, dk_r, dv_r, shared = gradients
+                if shared:
+                    earlier.append((run, *(_summed(x, kv_heads) for x in shared)))
+                found = dq, _summed(dk_r, kv_heads), _summed(dv_r, kv_heads)
             for part, x in zip(parts, found, strict=True):
                 part.append(x.transpose(1, 2))
         totals = []
@@ -130,8 +124,8 @@ class _Attend(torch.autograd.Function):
             totals.append(torch.cat(part, dim=1).transpose(1, 2))
             part.clear()  # before the next is put together
         _, dk, dv = totals
-        for run, dk_r, dv_r in earlier:
-            for total, x in ((dk, dk_r), (dv, dv_r)):
+        for run, *of_run in earlier:
+            for total, x in zip((dk, dv), of_run, strict=True):
                 of_keys = total[:, :, run.near : run.start]
                 of_keys.copy_(of_keys + x)
         vectors = [_vectors(x) for x in (q, k, v, grad)] if plan.batches else []
@@ -148,11 +142,16 @@ class _Attend(torch.autograd.Function):
 
 def _keys(k: Tensor, v: Tensor, run: Run, heads: int) -> tuple[Tensor, Tensor]:
     """Keys and values (1, N, K, H) of a run."""
-    k_r, v_r = (x.narrow(2, run.near, run.end - run.near) for x in (k, v))
-    if k.shape[1] == heads:
-        return k_r, v_r
     groups = heads // k.shape[1]
-    return k_r.repeat_interleave(groups, dim=1), v_r.repeat_interleave(groups, dim=1)
+    keys = (x.narrow(2, run.near, run.end - run.near) for x in (k, v))
+    k_r, v_r = (repeated(x, groups, dim=1) for x in keys)
+    return k_r, v_r
+
+
+# Of a run's q (1, N, Q, H); of its own tokens' k and v, (1, N, Q, H) each; and of the keys and
+# values before them, in fp32 at least, where there are any: they are summed with another run's and
+# are to be rounded once.
+Gradients = tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]
 
 
 def _summed(x: Tensor, kv_heads: int) -> Tensor:
@@ -162,48 +161,56 @@ def _summed(x: Tensor, kv_heads: int) -> Tensor:
     return x.reshape(1, kv_heads, -1, *x.shape[2:]).sum(2)
 
 
-class _Wide(NamedTuple):
-    """The whole stream, for runs that the flash kernel takes as causal squares: with queries at the
-    front whose outputs are dropped."""
-
-    q: Tensor
-    grad: Tensor
-    out: Tensor
-
-
 def _flash_run(
     q: Tensor, q_r: Tensor, k_r: Tensor, v_r: Tensor, run: Run, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The run's output (1, N, Q, H), and the kernel's normalisers for the backward pass."""
-    extra = 0 if run.hidden is not None else run.start - run.near
+    """The run's output (1, N, Q, H), and the kernel's normalisers for the backward pass.
+
+    A causal run is made a square by queries at its front, taken from the whole stream `q`, whose
+    outputs are dropped. Half precision is computed in fp32: the kernel rounds more often than
+    `dense` does, and is hardly faster.
+    """
+    extra = _extra(run)
     if extra:
         q_r = q.narrow(2, run.near, run.end - run.near)
+    inputs = (_wide(x) for x in (q_r, k_r, v_r))
     bias = _bias(run, q.dtype)
-    found, lse = _flash(q_r, k_r, v_r, 0.0, bias is None, attn_mask=bias, scale=scale)
-    return found[:, :, extra:] if extra else found, lse
+    found, lse = _flash(*inputs, 0.0, bias is None, attn_mask=bias, scale=scale)
+    return found[:, :, extra:].to(q.dtype), lse
 
 
-def _flash_run_backward(
-    wide: _Wide,
+def _flash_backward_run(
     q_r: Tensor,
     k_r: Tensor,
     v_r: Tensor,
     grad_r: Tensor,
     out_r: Tensor,
+    whole: tuple[Tensor, Tensor, Tensor],
     lse: Tensor,
     run: Run,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    extra = 0 if run.hidden is not None else run.start - run.near
+) -> Gradients:
+    """`whole` is the stream's q, gradient and output."""
+    extra, n = _extra(run), run.start - run.near
     if extra:
-        q_r, grad_r, out_r = (x.narrow(2, run.near, run.end - run.near) for x in wide)
+        q_r, grad_r, out_r = (x.narrow(2, run.near, run.end - run.near) for x in whole)
         grad_r = grad_r.clone()
         grad_r[:, :, :extra] = 0
-    bias = _bias(run, q_r.dtype)
-    dq, dk, dv = _flash_backward(
-        *(grad_r, q_r, k_r, v_r, out_r, lse, 0.0, bias is None), attn_mask=bias, scale=scale
-    )
-    return dq[:, :, extra:] if extra else dq, dk, dv
+    inputs, bias = (_wide(x) for x in (grad_r, q_r, k_r, v_r, out_r)), _bias(run, q_r.dtype)
+    dq, dk, dv = _flash_backward(*inputs, lse, 0.0, bias is None, attn_mask=bias, scale=scale)
+    shared = (dk[:, :, :n].clone(), dv[:, :, :n].clone()) if n else ()
+    own = (x.to(q_r.dtype) for x in (dq[:, :, extra:], dk[:, :, n:], dv[:, :, n:]))
+    return *own, shared
+
+
+def _extra(run: Run) -> int:
+    """Queries that make a run what the flash kernel takes: causal, the first on the first key."""
+    return run.start - run.near if run.hidden is None else 0
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In fp32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _products(q_r: Tensor, k_r: Tensor, v_r: Tensor, run: Run, scale: float) -> Tensor:
@@ -213,27 +220,26 @@ def _products(q_r: Tensor, k_r: Tensor, v_r: Tensor, run: Run, scale: float) -> 
 
 
 def _products_backward(
-    q_r: Tensor, k_r: Tensor, v_r: Tensor, grad_r: Tensor, run: Run, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the run's q (1, N, Q, H), and of its k and v (1, N, K, H)."""
+    q_r: Tensor,
+    k_r: Tensor,
+    v_r: Tensor,
+    grad_r: Tensor,
+    out_r: Tensor,
+    run: Run,
+    scale: float,
+) -> Gradients:
     weights = _weights(q_r[0], k_r[0], _hidden(run), scale)
     found = _chain(q_r[0], k_r[0], v_r[0], grad_r[0], weights, scale)
     dq, dk, dv = (x.unsqueeze(0) for x in found)
-    return dq, dk, dv
-
-
-def _of_earlier_keys(
-    q_r: Tensor, k_r: Tensor, v_r: Tensor, grad_r: Tensor, out_r: Tensor, run: Run, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the keys and values before the run's queries, in fp32: summary tokens, whose
-    gradient is a sum with another run's and is to be rounded once."""
     n = run.start - run.near
-    q, v, grad, out = (x[0].float() for x in (q_r, v_r, grad_r, out_r))
-    weights = _weights(q_r[0], k_r[0], _hidden(run), scale)[:, :, :n].transpose(1, 2)
+    if not n:
+        return dq, dk, dv, ()
+    q, v, grad, out = (_wide(x[0]) for x in (q_r, v_r, grad_r, out_r))
+    of_keys = weights[:, :, :n].transpose(1, 2)
     dweights = torch.bmm(v[:, :n], grad.transpose(1, 2))
-    dscores = weights * (dweights - (grad * out).sum(-1)[:, None])
-    dk, dv = scale * torch.bmm(dscores, q), torch.bmm(weights, grad)
-    return dk.unsqueeze(0), dv.unsqueeze(0)
+    dscores = of_keys * (dweights - (grad * out).sum(-1)[:, None])
+    shared = scale * torch.bmm(dscores, q), torch.bmm(of_keys, grad)
+    return dq, dk[:, :, n:], dv[:, :, n:], tuple(x.unsqueeze(0) for x in shared)
 
 
 def _weights(q: Tensor, k: Tensor, hidden: Tensor, scale: float) -> Tensor:
@@ -267,7 +273,8 @@ def _bias(run: Run, dtype: torch.dtype) -> Tensor | None:
     """(Q, K) added to the scores of the flash kernel, which knows causality itself."""
     if run.hidden is None:
         return None
-    return torch.zeros(run.hidden.shape, dtype=dtype).masked_fill_(run.hidden, float("-inf"))
+    zeros = torch.zeros(run.hidden.shape, dtype=torch.promote_types(dtype, torch.float32))
+    return zeros.masked_fill_(run.hidden, float("-inf"))
 
 
 def _vectors(x: Tensor) -> Tensor:

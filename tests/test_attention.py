@@ -41,11 +41,11 @@ def test_sdpa_equals_dense_for_all_heads(size, heads):
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("summary_attention", ["isolated", "causal"])
 @pytest.mark.parametrize("window", [None, 25])
-@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize(("k", "longest"), [(1, 60), (3, 60), (1, 800), (3, 800)])
 def test_sdpa_in_half_precision_is_no_farther_from_fp32_than_dense(
-    dtype, summary_attention, window, k
+    dtype, summary_attention, window, k, longest
 ):
-    is_no_farther_than_dense("sdpa", dtype, summary_attention, window, k)
+    is_no_farther_than_dense("sdpa", dtype, summary_attention, window, k, longest=longest)
 
 
 def slow_varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
