@@ -5,7 +5,8 @@ import sys
 from dataclasses import MISSING, fields
 
 from gem_ds import errors
-from gem_ds.prepare import PrepareConfig, prepare
+from gem_ds.prepare import prepare
+from gem_ds.prepare_config import PrepareConfig
 
 USAGE = """\
 shard.py packs a corpus into rows of tokens, with summary tokens, for training. It needs
@@ -24,8 +25,12 @@ def parse(arguments: list[str]) -> PrepareConfig:
     )
     for field in fields(PrepareConfig):
         required = field.default is MISSING
+        name = f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default, bool):
+            parser.add_argument(name, action="store_true", **field.metadata)
+            continue
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
+            name,
             required=required,
             default=None if required else field.default,
             type=str if required else type(field.default),

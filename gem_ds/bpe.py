@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from gem_ds import sources
+from gem_ds import inputs, sources
 from gem_ds.errors import InputError
 from gem_ds.records import EMPTY, Skip
 
@@ -17,20 +17,20 @@ BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 N_BYTES = 256
 
 
-def texts_in(inputs: Sequence[str]) -> Iterator[str]:
+def texts_in(names: Sequence[str]) -> Iterator[str]:
     """The texts of corpus files, of every format that sharding reads; empty ones are left out.
 
     Raises `InputError` naming a record that cannot be read.
     """
-    for block in sources.blocks(sources.find(inputs), ["text"]):
-        for record in block.records():
+    found = inputs.find(names)
+    for block in sources.blocks(found, sources.whole(found), lambda _: ["text"]):
+        for record in block.records:
             try:
                 yield record.text("text")
             except Skip as skip:
                 if str(skip) != EMPTY:
-                    raise InputError(
-                        f"{record.file}, line {record.line}: {skip}; mend or remove the line"
-                    ) from None
+                    where = f"{found[block.part].path}, line {record.line}"
+                    raise InputError(f"{where}: {skip}; mend or remove the line") from None
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -23,8 +23,10 @@ from gem_ds import attention, checkpoint, dist, model, tokenization
 from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
 from gem_ds.data import BatchOptions, Loader
 from gem_ds.errors import InputError
+from gem_ds.files import replacing
+from gem_ds.manifest import Manifest
 from gem_ds.objectives import Schedule
-from gem_ds.shards import Manifest, Shards, replacing
+from gem_ds.shards import Shards
 
 VERSIONS = ("gem_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
 
@@ -117,8 +119,8 @@ def _start_process(config: TrainConfig) -> torch.device:
 
 
 def _check_objective(config: TrainConfig, manifest: Manifest) -> None:
-    gem_share = sum(share for kind, share in manifest.kinds.items() if kind != "plain")
-    if config.alpha > 0 and config.alpha_start < config.steps and not gem_share:
+    n_gem = sum(n for kind, n in manifest.counts["documents"].items() if kind != "plain")
+    if config.alpha > 0 and config.alpha_start < config.steps and not n_gem:
         raise InputError(
             f"{config.shards} has only plain documents, so there is nothing to embed; train it "
             "with --alpha 0, or shard with --kinds plain=0.8,continuation=0.2"

@@ -6,7 +6,6 @@ configuration under ``model/`` and ``gem.json``: what a run must agree with to c
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gem_ds import dist
+from gem_ds import dist, files
 from gem_ds.errors import InputError
 
 STATE = "gem.json"
@@ -87,7 +86,7 @@ def save(
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(folder)
+        files.sync(folder)
         for old in found(run)[:-keep_last]:
             shutil.rmtree(old)
     dist.barrier()
@@ -138,13 +137,5 @@ def _name(step: int) -> str:
 
 def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        files.sync(path)
+    files.sync(folder)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gem_ds.errors import InputError
-from gem_ds.shards import replacing
+from gem_ds.files import replacing
 
 PACKAGES = (
     *("accelerate", "datasets", "deepspeed", "huggingface_hub", "joblib", "mpmath", "networkx"),

@@ -7,23 +7,25 @@
 | reconstruction | ``bos text summary text eos`` |
 | pair | ``bos context summary answer eos`` |
 
-A text too long for a row becomes several documents. Each begins with bos, as a text that is to be
-embedded does; only the last ends with eos, because the text ends there and not before (each
-reconstruction ends with it). How documents come to share a row is `packing`'s business.
+A text too long for a row becomes several documents, cut where a sentence or line ends if one does
+in the second half of the room. Each begins with bos, as a text that is to be embedded does; only
+the last ends with eos, because the text ends there and not before (each reconstruction ends with
+it). How documents come to share a row is `packing`'s business.
 """
 
-import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from gem_ds import layout, tokenization
+from gem_ds import layout
+from gem_ds.draws import Draws
 from gem_ds.errors import InputError
-from gem_ds.records import EMPTY, Record, Skip
-from gem_ds.tokenization import Ids, Vocabulary
+from gem_ds.records import EMPTY, Skip
+from gem_ds.sentences import Breaks
+from gem_ds.tokenization import Ids
 
 PLAIN, CONTINUATION, RECONSTRUCTION, PAIR = KINDS = (
     "plain",
@@ -32,11 +34,14 @@ PLAIN, CONTINUATION, RECONSTRUCTION, PAIR = KINDS = (
     "pair",
 )
 NO_TARGET = "too short for a target"
+PAIR_TOO_LONG = "pair longer than a row"
 ANSWER_TOO_LONG = "answer too long for a row"
+UNIFORM, SENTENCE = "uniform", "sentence"
+LONG_PAIRS = TRUNCATE, SKIP = ("truncate", "skip")
 
 
 class Document(NamedTuple):
-    """input_ids (n,) int32, its four boundaries counted from 0, its kind and its record."""
+    """input_ids (n,) int32, its four boundaries counted from 0, its kind and its record's id."""
 
     input_ids: Ids
     bounds: tuple[int, int, int, int]
@@ -44,38 +49,47 @@ class Document(NamedTuple):
     record: int
 
 
+class Draw(NamedTuple):
+    """One time that a record is drawn."""
+
+    record: int
+    epoch: int
+    copy: int
+
+    def random(self, seed: int) -> Draws:
+        """The generator of its kind and its cuts: workers and order change nothing."""
+        return Draws(seed, *self)
+
+
+class Pair(NamedTuple):
+    """Ids of a context and of its answer; of a `whole` one, the controls stand in it already."""
+
+    context: Ids
+    answer: Ids
+    whole: bool
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How records become documents. Lengths are in tokens.
+    """How texts become documents. Lengths are in tokens; `summary_tokens` are ids.
 
-    A continuation is cut uniformly where prefix and suffix have at least `min_prefix` and
-    `min_suffix` tokens of text. `summary_tokens` are ids.
+    A continuation is cut where prefix and suffix have at least `min_prefix` and `min_suffix` tokens
+    of text and the prefix has at most `max_prefix`: anywhere, or (`at_sentences`) where a sentence
+    or line ends if there is such a place. `breaks` finds them.
     """
 
     row_length: int
-    kinds: dict[str, float]
+    kinds: Mapping[str, float]
+    at_sentences: bool
     min_prefix: int
+    max_prefix: int
     min_suffix: int
-    summary_tokens: tuple[int, ...]
-    bos_token_id: int | None
-    eos_token_id: int | None
-    text_field: str
-    context_field: str
-    answer_field: str
+    skip_long_pairs: bool
+    bos: Ids
+    summary_tokens: Ids
+    eos: Ids
+    breaks: Breaks
     seed: int
-
-    def fields(self) -> list[str]:
-        """The fields that records are asked for."""
-        texts = [self.text_field] if set(self.kinds) - {PAIR} else []
-        return texts + ([self.context_field, self.answer_field] if PAIR in self.kinds else [])
-
-    def ends(self) -> tuple[Ids, Ids, Ids]:
-        """What goes in front of a text, between prefix and suffix, and behind: ids."""
-        return (
-            _ids([] if self.bos_token_id is None else [self.bos_token_id]),
-            _ids(self.summary_tokens),
-            _ids([] if self.eos_token_id is None else [self.eos_token_id]),
-        )
 
 
 def parse_kinds(text: str) -> dict[str, float]:
@@ -96,7 +110,20 @@ def parse_kinds(text: str) -> dict[str, float]:
     return {kind: shares[kind] for kind in KINDS if shares.get(kind)}
 
 
-def draw(kinds: dict[str, float], rng: random.Random) -> str:
+def parse_cut(text: str) -> tuple[bool, int, int | None]:
+    """(at sentences, least, most) from ``uniform``, ``sentence`` or ``32-256`` tokens of prefix."""
+    if text in (UNIFORM, SENTENCE):
+        return text == SENTENCE, 1, None
+    least, _, most = text.partition("-")
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        raise InputError(
+            f"--cut {text}: give uniform, sentence, or the least and most tokens of a prefix "
+            "such as 32-256"
+        )
+    return False, int(least), int(most)
+
+
+def draw_kind(kinds: Mapping[str, float], rng: Draws) -> str:
     """A kind, with the probability of its share among those given."""
     at = rng.random() * sum(kinds.values())
     for kind, share in kinds.items():
@@ -106,130 +133,120 @@ def draw(kinds: dict[str, float], rng: random.Random) -> str:
     return list(kinds)[-1]  # the shares add up to a hair less than 1
 
 
-def kind_of(record: int, recipe: Recipe) -> tuple[str, random.Random]:
-    """The kind of a record's first document, and the generator for what else it draws.
-
-    Both come from the seed and the record's ordinal alone, and use only ``random()``, whose values
-    Python guarantees for all versions: what workers there are changes nothing.
-    """
-    rng = random.Random(f"{recipe.seed} {record}")
-    return draw(recipe.kinds, rng), rng
-
-
-def documents(records: Sequence[Record], recipe: Recipe, vocab: Vocabulary) -> "Batch":
-    """All documents of some records, encoded together."""
-    batch = Batch([], [], len(records), Counter())
-    texts: list[str] = []
-    todo: list[tuple[Record, str, random.Random, int]] = []
-    for record in records:
-        kind, rng = kind_of(record.ordinal, recipe)
-        fields = (
-            [recipe.context_field, recipe.answer_field] if kind == PAIR else [recipe.text_field]
-        )
-        try:
-            texts += [record.text(field) for field in fields]
-            todo.append((record, kind, rng, len(fields)))
-        except Skip as skip:
-            batch.skip(record, skip)
-    encoded = iter(tokenization.encode(vocab, texts))
-    for record, kind, rng, n_fields in todo:
-        parts = [next(encoded) for _ in range(n_fields)]
-        try:
-            if not all(len(part) for part in parts):
-                raise Skip(EMPTY)
-            if kind == PAIR:
-                batch.documents.append(
-                    pair(parts[0], parts[1], record.ordinal, recipe, batch.notes)
-                )
-            else:
-                batch.documents += split(parts[0], kind, rng, record.ordinal, recipe, batch.notes)
-        except Skip as skip:
-            batch.skip(record, skip)
-    return batch
-
-
-@dataclass
-class Batch:
-    """Documents, and what became of the `n_records` records that were to yield them.
-
-    skipped: file, line and reason. notes: how often something else happened that is worth telling.
-    """
-
-    documents: list[Document]
-    skipped: list[tuple[str, int, str]]
-    n_records: int
-    notes: Counter[str]
-
-    def skip(self, record: Record, skip: Skip) -> None:
-        """Leave a record out."""
-        self.skipped.append((record.file, record.line, str(skip)))
-
-
-def split(
-    text: Ids, kind: str, rng: random.Random, record: int, recipe: Recipe, notes: Counter[str]
-) -> list[Document]:
+def of_text(text: Ids, draw: Draw, recipe: Recipe, notes: Counter[str]) -> list[Document]:
     """The documents of a text: as many as its length asks for, each of a kind of its own.
 
     Raises `Skip` if the text is so short that nothing in it is to be predicted.
     """
-    bos, summary, eos = recipe.ends()
+    bos, eos = recipe.bos, recipe.eos
+    if not len(text):
+        raise Skip(EMPTY)
     if len(bos) + len(text) + len(eos) < 2:
         raise Skip(NO_TARGET)
+    rng = draw.random(recipe.seed)
+    kind = draw_kind(recipe.kinds, rng)
     others = {kind: share for kind, share in recipe.kinds.items() if kind != PAIR}
     least = max(1, 2 - len(bos) - len(eos))  # tokens of text in a document that has a target
+    breaks: layout.Index | None = None
     made: list[Document] = []
     start = 0
     while start < len(text):
         left = len(text) - start
-        room = recipe.row_length - len(bos)
-        if kind == RECONSTRUCTION:
-            room = (room - len(summary) - len(eos)) // 2 + len(eos)
-        elif kind == CONTINUATION:
-            room -= len(summary)
-        n = left if left + len(eos) <= room else min(room, left - least)
-        if kind == RECONSTRUCTION:
-            n = min(n, room - len(eos))
-        part = text[start : start + n]
+        room = _room(kind, recipe)
+        n = left
+        if left + len(eos) > room + (len(eos) if kind == RECONSTRUCTION else 0):
+            breaks = recipe.breaks.after(text) if breaks is None else breaks
+            n = _split_at(breaks, start, min(room, left - least))
+        made.append(_text_document(text, start, start + n, kind, draw.record, recipe, rng, notes))
         start += n
-        tail = eos if start == len(text) or kind == RECONSTRUCTION else eos[:0]
-        if kind == CONTINUATION and n < recipe.min_prefix + recipe.min_suffix:
-            kind = PLAIN
-            notes["too_short_to_cut"] += 1
-        if kind == PLAIN:
-            made.append(_document([bos, part, tail], None, kind, record))
-        elif kind == RECONSTRUCTION:
-            made.append(_document([bos, part, summary, part, tail], 2, kind, record))
-        else:
-            choices = n - recipe.min_suffix - recipe.min_prefix + 1
-            cut = recipe.min_prefix + int(rng.random() * choices)
-            made.append(_document([bos, part[:cut], summary, part[cut:], tail], 2, kind, record))
         if start < len(text):
-            kind = draw(others, rng)
+            kind = draw_kind(others, rng)
     notes["texts_split"] += len(made) > 1
     return made
 
 
-def pair(context: Ids, answer: Ids, record: int, recipe: Recipe, notes: Counter[str]) -> Document:
+def _room(kind: str, recipe: Recipe) -> int:
+    """Tokens of text that a document holds; if the text ends in it, eos counts as one of them."""
+    room = recipe.row_length - len(recipe.bos)
+    if kind == RECONSTRUCTION:
+        return (room - len(recipe.summary_tokens) - len(recipe.eos)) // 2
+    return room - (len(recipe.summary_tokens) if kind == CONTINUATION else 0)
+
+
+def _split_at(breaks: layout.Index, start: int, most: int) -> int:
+    """How many tokens from `start` on go into a document: `most`, or up to a late break."""
+    at = int(np.searchsorted(breaks, start + most, side="right")) - 1
+    if at >= 0 and breaks[at] - start > most // 2:
+        return int(breaks[at]) - start
+    return most
+
+
+def _text_document(
+    text: Ids,
+    start: int,
+    end: int,
+    kind: str,
+    record: int,
+    recipe: Recipe,
+    rng: Draws,
+    notes: Counter[str],
+) -> Document:
+    part = text[start:end]
+    tail = recipe.eos if end == len(text) or kind == RECONSTRUCTION else recipe.eos[:0]
+    if kind == RECONSTRUCTION:
+        return _document([recipe.bos, part, recipe.summary_tokens, part, tail], 2, kind, record)
+    if kind == CONTINUATION:
+        cut = _cut(part, recipe, rng, notes)
+        if cut:
+            parts = [recipe.bos, part[:cut], recipe.summary_tokens, part[cut:], tail]
+            return _document(parts, 2, kind, record)
+        notes["too_short_to_cut"] += 1
+    return _document([recipe.bos, part, tail], None, PLAIN, record)
+
+
+def _cut(part: Ids, recipe: Recipe, rng: Draws, notes: Counter[str]) -> int:
+    """How many tokens of a text become the prefix; 0 if it is too short to be cut."""
+    most = min(len(part) - recipe.min_suffix, recipe.max_prefix)
+    if most < recipe.min_prefix:
+        return 0
+    if recipe.at_sentences:
+        places = recipe.breaks.after(part)
+        places = places[(places >= recipe.min_prefix) & (places <= most)]
+        if len(places):
+            return int(places[rng.below(len(places))])
+        notes["no_sentence_to_cut_at"] += 1
+    return recipe.min_prefix + rng.below(most - recipe.min_prefix + 1)
+
+
+def of_pair(pair: Pair, draw: Draw, recipe: Recipe, notes: Counter[str]) -> Document:
     """The document of a context and its answer; a context too long loses its beginning.
 
-    Raises `Skip` if the answer leaves no room for any of the context.
+    Raises `Skip` if the answer leaves no room for any of the context, and for every pair too long
+    where the recipe says so.
     """
-    bos, summary, eos = recipe.ends()
-    room = recipe.row_length - len(bos) - len(summary) - len(answer) - len(eos)
-    if room < 1:
-        raise Skip(ANSWER_TOO_LONG)
-    notes["contexts_truncated"] += len(context) > room
-    return _document([bos, context[-room:], summary, answer, eos], 2, PAIR, record)
+    context, answer, whole = pair
+    if not len(context) or not len(answer):
+        raise Skip(EMPTY)
+    bos = recipe.bos
+    if whole and len(bos) and context[0] == bos[0]:
+        context = context[1:]
+    eos = recipe.eos[:0] if whole else recipe.eos
+    room = recipe.row_length - len(bos) - len(recipe.summary_tokens) - len(answer) - len(eos)
+    if len(context) > room:
+        if recipe.skip_long_pairs:
+            raise Skip(PAIR_TOO_LONG)
+        if room < 1:
+            raise Skip(ANSWER_TOO_LONG)
+        notes["contexts_truncated"] += 1
+    parts = [bos, context[-room:], recipe.summary_tokens, answer, eos]
+    return _document(parts, 2, PAIR, draw.record)
 
 
 def _document(parts: list[Ids], summary: int | None, kind: str, record: int) -> Document:
     """The parts joined; part number `summary` is the summary tokens."""
-    ends = np.cumsum([len(part) for part in parts]).tolist()
-    bounds = layout.plain(0, ends[-1])
+    ids = np.concatenate(parts)
+    bounds = layout.plain(0, len(ids))
     if summary is not None:
-        bounds = (0, ends[summary - 1], ends[summary], ends[-1])
-    return Document(np.concatenate(parts), bounds, kind, record)
-
-
-def _ids(tokens: Sequence[int]) -> Ids:
-    return np.array(tokens, dtype=np.int32)
+        before = sum(len(part) for part in parts[:summary])
+        bounds = (0, before, before + len(parts[summary]), len(ids))
+    return Document(ids, bounds, kind, record)

@@ -2,15 +2,15 @@
 
 import random
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from gem_ds.documents import Document
 from gem_ds.shards import Row
 
-WINDOW = 8192  # documents packed together: fills 99.9 % of rows on web text, as good as all at once
-WINDOW_TOKENS = 1 << 26  # in a window at most, which bounds memory: 256 MiB
+CARRIED = 4  # one in so many of a window's rows, the emptiest, waits for the next window
+FULL = 0.999  # of a row's length; a row filled so far does not wait
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -47,31 +47,46 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def windows(stream: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in the groups that are packed together."""
-    window: list[Document] = []
-    size = 0
-    for document in stream:
-        window.append(document)
-        size += len(document.input_ids)
-        if len(window) >= WINDOW or size >= WINDOW_TOKENS:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window
+class Packer:
+    """Rows out of documents that come window by window.
+
+    What a window cannot fill waits, taken apart again, for the documents of the next one: so rows
+    are as full as if many windows had been packed at once.
+    """
+
+    def __init__(self, row_length: int, seed: str) -> None:
+        self.row_length = row_length
+        self._rng = random.Random(seed)
+        self._waiting: list[Document] = []
+
+    def rows(self, documents: list[Document], last: bool) -> Iterator[Row]:
+        """The rows of a window, shuffled: `pack` puts long documents first. The last waits not."""
+        documents = self._waiting + documents
+        lengths = [len(document.input_ids) for document in documents]
+        packed = pack(lengths, self.row_length)
+        self._waiting = []
+        if not last:
+            fills = [sum(lengths[i] for i in members) for members in packed]
+            emptiest = sorted(range(len(packed)), key=lambda row: fills[row])
+            waiting = [
+                row
+                for row in emptiest[: len(packed) // CARRIED]
+                if fills[row] < FULL * self.row_length
+            ]
+            self._waiting = [documents[i] for row in waiting for i in packed[row]]
+            out = set(waiting)
+            packed = [members for row, members in enumerate(packed) if row not in out]
+        self._rng.shuffle(packed)
+        for members in packed:
+            yield _row([documents[i] for i in members])
 
 
-def rows(window: list[Document], row_length: int, rng: random.Random) -> Iterator[Row]:
-    """The packed rows of a window, shuffled: `pack` puts long documents first."""
-    packed = pack([len(document.input_ids) for document in window], row_length)
-    rng.shuffle(packed)
-    for members in packed:
-        inside = [window[i] for i in members]
-        ends = np.cumsum([len(document.input_ids) for document in inside])
-        bounds = np.array([document.bounds for document in inside], dtype=np.int32)
-        bounds[1:] += ends[:-1, None].astype(np.int32)
-        yield Row(
-            np.concatenate([document.input_ids for document in inside]),
-            bounds,
-            np.array([document.record for document in inside], dtype=np.int64),
-        )
+def _row(documents: list[Document]) -> Row:
+    ends = np.cumsum([len(document.input_ids) for document in documents])
+    bounds = np.array([document.bounds for document in documents], dtype=np.int32)
+    bounds[1:] += ends[:-1, None].astype(np.int32)
+    return Row(
+        np.concatenate([document.input_ids for document in documents]),
+        bounds,
+        np.array([document.record for document in documents], dtype=np.int64),
+    )

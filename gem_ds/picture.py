@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from gem_ds.errors import InputError, run
+from gem_ds.files import replacing
 from gem_ds.layout import END, START, Bounds, document_of
 from gem_ds.masks import regions, rule
 from gem_ds.segments import SummaryAttention
-from gem_ds.shards import Shards, replacing
+from gem_ds.shards import Shards
 
 COLOURS = [(90, 130, 190), (220, 120, 40), (90, 160, 90)]  # by region of the query
 FRAME, PAPER = (190, 190, 190), (255, 255, 255)

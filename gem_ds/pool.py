@@ -1,69 +1,126 @@
-"""Work spread over processes, results in order. What the work is, the caller says."""
+"""Work spread over processes of this machine. What the work is, the caller says."""
 
 import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
 
 from gem_ds.errors import InputError
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-AHEAD = 3  # items a worker may be ahead of the consumer, which bounds memory
+Tell = Callable[[int], None]  # how much was done, as it is done
+Task = Callable[[Item, Tell], None]
+RETRIES = 2  # of an item whose worker died
+FAILURES = 3  # items that fail before no others are begun
 
 
-def ordered(
-    task: Callable[[Item], Result],
-    items: Iterable[Item],
+@dataclass
+class _Worker(Generic[Item]):
+    """A process with a pipe: items go in; what was told, None for done or what failed comes out."""
+
+    process: Any
+    pipe: Connection
+    item: Item
+    tries: int = 0
+
+
+def run(
+    task: Task[Item],
+    items: Sequence[Item],
     workers: int,
     describe: Callable[[Item], str],
-) -> Iterator[tuple[Item, Result]]:
-    """Each item with ``task(item)``, in the order of the items, from `workers` processes.
+    tell: Tell,
+    warn: Callable[[str], None],
+) -> Iterator[Item]:
+    """Do ``task(item, tell)`` for all items, begun in their order, in `workers` processes.
 
-    One worker is this process itself. What a task raises is raised here. Raises `InputError` if a
-    worker is killed, naming with `describe` the first item that was under way.
+    Yields items as they are done. What a task tells, `tell` is told here. An item whose worker dies
+    is done again by a new one, up to `RETRIES` times, which `warn` is told. An item that fails, by
+    an `InputError` or for good, does not stop the others until there are `FAILURES` of them; at the
+    end an `InputError` tells of all. Any other exception is raised at once.
     """
-    if workers == 1:
-        yield from ((item, task(item)) for item in items)
-        return
     context = multiprocessing.get_context("forkserver")  # a fork would copy locks and threads
-    context.set_forkserver_preload([task_module(task)])
-    source = iter(items)
-    pending: deque[tuple[Item, Future[Result]]] = deque()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    context.set_forkserver_preload([str(getattr(task, "func", task).__module__)])
+    waiting = deque((item, 1) for item in items)
+    idle: list[_Worker[Item]] = []
+    busy: dict[Connection, _Worker[Item]] = {}
+    failures: list[str] = []
+
+    def start(item: Item) -> _Worker[Item]:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(task, theirs))
+        process.start()
+        theirs.close()  # so that the pipe ends with the process
+        return _Worker(process, ours, item)
+
+    def begin() -> None:
+        while waiting and len(busy) < workers and len(failures) < FAILURES:
+            item, tries = waiting.popleft()
+            worker = idle.pop() if idle else start(item)
+            worker.item, worker.tries = item, tries
+            worker.pipe.send(item)
+            busy[worker.pipe] = worker
+
     try:
-        while True:
-            for item in islice(source, workers * AHEAD - len(pending)):
-                pending.append((item, pool.submit(task, item)))
-            if not pending:
-                return
-            item, future = pending[0]
-            result = future.result()
-            pending.popleft()
-            yield item, result
-    except BrokenProcessPool as error:
-        where = f" around {describe(pending[0][0])}" if pending else ""
-        raise InputError(
-            f"a worker process was killed{where}, by the system if memory ran out; "
-            "run the same command again, with fewer workers if it recurs"
-        ) from error
+        begin()
+        while busy:
+            for pipe in wait(list(busy)):
+                worker = busy[pipe]  # type: ignore[index]
+                try:
+                    said = worker.pipe.recv()
+                except (EOFError, OSError):
+                    del busy[worker.pipe]
+                    _bury(worker, waiting, failures, describe, warn)
+                    continue
+                if isinstance(said, int):
+                    tell(said)
+                    continue
+                idle.append(busy.pop(worker.pipe))
+                if said is None:
+                    yield worker.item
+                elif isinstance(said, InputError):
+                    failures.append(str(said))
+                else:
+                    raise RuntimeError(f"{describe(worker.item)}:\n{said}")
+            begin()
     finally:
-        pool.shutdown(cancel_futures=True)
+        for worker in [*idle, *busy.values()]:
+            worker.process.terminate()
+    if failures:
+        left = f" ({len(waiting)} more not begun)" if waiting else ""
+        raise InputError("; ".join(failures) + left)
 
 
-def task_module(task: Callable[..., object]) -> str:
-    """The module to load before workers are forked; of a partial, that of its function."""
-    return str(getattr(task, "func", task).__module__)
+def _bury(
+    worker: _Worker[Item],
+    waiting: deque[tuple[Item, int]],
+    failures: list[str],
+    describe: Callable[[Item], str],
+    warn: Callable[[str], None],
+) -> None:
+    """Have the item of a dead worker done again, if that may still help."""
+    worker.process.join()
+    code = worker.process.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+    what = f"{describe(worker.item)}: worker process {worker.process.pid} {how}"
+    if worker.tries <= RETRIES:
+        warn(f"warning: {what}; trying again ({worker.tries} of {RETRIES})")
+        waiting.appendleft((worker.item, worker.tries + 1))
+    else:
+        failures.append(
+            f"{what}, as did {RETRIES} before it; if memory runs out, run the same command again "
+            "with fewer --workers"
+        )
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the main process, and end with it whatever way it ends."""
+def _serve(task: Task[Any], pipe: Connection) -> None:
+    """A worker's life. Ctrl-C is left to the main process, and its end, whatever it be, is ours."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -73,3 +130,13 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    while True:
+        item = pipe.recv()
+        try:
+            task(item, pipe.send)
+        except InputError as error:
+            pipe.send(InputError(str(error)))
+        except Exception:
+            pipe.send(traceback.format_exc())
+        else:
+            pipe.send(None)

@@ -8,15 +8,14 @@ Shapes: n tokens in a row, D documents.
 """
 
 import hashlib
-import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +24,13 @@ import pyarrow.parquet as pq
 
 from gem_ds import layout
 from gem_ds.errors import InputError
+from gem_ds.files import replacing, sha256
+from gem_ds.manifest import FileEntry, Manifest
 
-SCHEMA_VERSION = 1
-GROUP = 16  # rows in a Parquet row group: what is read to get at one row
-FILE_TOKENS = 1 << 24  # tokens of full rows a file holds at most: 64 MiB before compression
+GROUP_TOKENS = 1 << 17  # of full rows in a Parquet row group: half a MiB is read for any row
 OPEN_FILES = 64  # kept open by a reader
 CACHED_GROUPS = 8
 AGAIN = "remove the folder and run python data_prep/shard.py again"
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer"
 COLUMNS = {"input_ids": pa.int32(), "bounds": pa.int32(), "records": pa.int64()}
 SCHEMA = pa.schema([(name, pa.list_(pa.field("element", t))) for name, t in COLUMNS.items()])
 
@@ -42,7 +39,7 @@ class Row(NamedTuple):
     """A packed row, not padded.
 
     input_ids (n,) int32; bounds (D, 4) int32, see `layout`, the documents tile ``[0, n)``;
-    records (D,) int64, the ordinal in the corpus of the record each document came from.
+    records (D,) int64, the record each document came from, see `records.place_of`.
     """
 
     input_ids: npt.NDArray[np.int32]
@@ -50,150 +47,80 @@ class Row(NamedTuple):
     records: npt.NDArray[np.int64]
 
 
-class FileEntry(TypedDict):
-    """What the manifest says of one file. `footer_sha256` is of the Parquet footer alone."""
-
-    name: str
-    n_rows: int
-    n_documents: int
-    n_tokens: int
-    n_targets: int
-    bytes: int
-    sha256: str
-    footer_sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a folder of shards holds and how it came about.
-
-    `summary_tokens` are the k ids; `vocab_size` is one more than the highest id; the tokenizer's
-    fingerprint is given without the summary tokens (base) and with them. `kinds` are the shares
-    asked for; `counts` the records in, written and skipped by reason, and the documents by kind;
-    `config` is all that the shards depend on, which tells a repeated command from another one.
-    """
-
-    row_length: int
-    n_rows: int
-    n_documents: int
-    n_tokens: int
-    n_targets: int
-    summary_tokens: list[int]
-    bos_token_id: int | None
-    eos_token_id: int | None
-    vocab_size: int
-    base_tokenizer_sha256: str
-    tokenizer_sha256: str
-    seed: int
-    kinds: dict[str, float]
-    counts: dict[str, Any]
-    files: list[FileEntry]
-    config: dict[str, Any]
-    versions: dict[str, str]
-    schema_version: int = SCHEMA_VERSION
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the content: two folders with the same digest hold the same rows."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-    def save(self, folder: Path) -> None:
-        """Write ``manifest.json``, atomically and with its digest; to be called last."""
-        content = asdict(self) | {"digest": self.digest}
-        with replacing(folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Manifest":
-        """Read a folder's manifest. Raises `InputError` if it is missing, damaged or too new."""
-        path = Path(folder) / MANIFEST
-        if not path.is_file():
-            raise InputError(
-                f"there is no {MANIFEST} in {folder}: sharding did not finish, or this is not a "
-                "folder of shards; run python data_prep/shard.py again with the same --output"
-            )
-        damaged = f"{path} is damaged or was edited; remove {folder} and shard again"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{damaged} ({error})") from error
-        if not isinstance(content, dict):
-            raise InputError(damaged)
-        version = content.get("schema_version", SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:
-            raise InputError(
-                f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
-                "shard again with this version"
-            )
-        digest = content.pop("digest", None)
-        if set(content) == {field.name for field in fields(cls)}:
-            manifest = cls(**content)
-            if manifest.digest == digest:
-                return manifest
-        raise InputError(damaged)
-
-
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name for writing `path`: synced and renamed on success, removed on failure."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def writing(path: Path, row_length: int, epoch: int = 0) -> Iterator["Writer"]:
+    """Writes a file, a row group at a time, which appears when the context ends without an error.
+
+    The same rows give the same bytes. Without rows there is no file.
+    """
+    with ExitStack() as stack:
+        writer = Writer(path, row_length, stack)
+        yield writer
+        writer.write_group()
+    if writer.counts["rows"]:
+        writer.entry = FileEntry(
+            name=path.name,
+            epoch=epoch,
+            n_rows=writer.counts["rows"],
+            n_documents=writer.counts["documents"],
+            n_tokens=writer.counts["tokens"],
+            n_targets=writer.counts["targets"],
+            bytes=path.stat().st_size,
+            sha256=sha256(path),
+            footer_sha256=_footer_sha256(path),
+        )
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+class Writer:
+    """See `writing`; when that ends, `entry` is what the manifest says of the file, if any."""
+
+    def __init__(self, path: Path, row_length: int, stack: ExitStack) -> None:
+        self.entry: FileEntry | None = None
+        self.counts: Counter[str] = Counter()
+        self._path = path
+        self._group = group_rows(row_length)
+        self._rows: list[Row] = []
+        self._file: Any = None
+        self._stack = stack
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        self._rows.append(row)
+        if len(self._rows) == self._group:
+            self.write_group()
+
+    def write_group(self) -> None:
+        """Write the rows that wait for others."""
+        if not self._rows:
+            return
+        if self._file is None:
+            temporary = self._stack.enter_context(replacing(self._path))
+            options: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}
+            options |= {"compression": "zstd", "write_page_checksum": True}
+            writer = pq.ParquetWriter(temporary, SCHEMA, **options)
+            self._file = self._stack.enter_context(writer)
+        self._file.write_table(_table(self._rows), row_group_size=self._group)
+        self.counts["rows"] += len(self._rows)
+        for row in self._rows:
+            self.counts["documents"] += len(row.bounds)
+            self.counts["tokens"] += len(row.input_ids)
+            self.counts["targets"] += layout.n_targets(row.bounds)
+        self._rows = []
 
 
-def rows_per_file(row_length: int) -> int:
-    """How many rows a file holds: whole row groups, `FILE_TOKENS` tokens at most."""
-    return max(1, FILE_TOKENS // (row_length * GROUP)) * GROUP
+def group_rows(row_length: int) -> int:
+    """Rows in a row group, what is read to get at one row: so many that short rows share one."""
+    return max(1, GROUP_TOKENS // row_length)
 
 
-def write_file(path: Path, rows: Sequence[Row]) -> FileEntry:
-    """Write one Parquet file of rows, atomically. The same rows give the same bytes."""
+def _table(rows: Sequence[Row]) -> Any:
     columns = []
     for name, kind in COLUMNS.items():
         parts = [getattr(row, name).reshape(-1) for row in rows]
         ends = np.cumsum([0, *(len(part) for part in parts)])
-        assert ends[-1] < 2**31, "offsets in an Arrow list are 32-bit"
         values = pa.array(np.concatenate(parts), type=kind)
         columns.append(pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), values))
-    table = pa.Table.from_arrays(columns, schema=SCHEMA)
-    with replacing(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            row_group_size=GROUP,
-            compression="zstd",
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-        )
-    return FileEntry(
-        name=path.name,
-        n_rows=len(rows),
-        n_documents=sum(len(row.bounds) for row in rows),
-        n_tokens=sum(len(row.input_ids) for row in rows),
-        n_targets=sum(layout.n_targets(row.bounds) for row in rows),
-        bytes=path.stat().st_size,
-        sha256=_file_sha256(path),
-        footer_sha256=_footer_sha256(path),
-    )
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
 def _footer_sha256(path: Path) -> str:
@@ -223,6 +150,7 @@ class Shards:
             if size != file["bytes"]:
                 what = "is missing" if size is None else f"has {size} bytes"
                 raise InputError(f"{path} {what}, {file['bytes']} were written; {AGAIN}")
+        self.group = group_rows(self.manifest.row_length)
         self._start_process()
 
     def _start_process(self) -> None:
@@ -246,13 +174,13 @@ class Shards:
         index = int(np.searchsorted(self._ends, row_id, side="right"))
         in_file = row_id - int(self._ends[index] - self.manifest.files[index]["n_rows"])
         with self._lock:  # Arrow's readers are not made for several threads at once
-            group = self._group(index, in_file // GROUP)
-        row = group[in_file % GROUP]
+            group = self._group(index, in_file // self.group)
+        row = group[in_file % self.group]
         return Row(row.input_ids.copy(), row.bounds.copy(), row.records.copy())
 
     def _read_group(self, index: int, group: int) -> list[Row]:
         path = self.folder / self.manifest.files[index]["name"]
-        n_rows = min(GROUP, self.manifest.files[index]["n_rows"] - group * GROUP)
+        n_rows = min(self.group, self.manifest.files[index]["n_rows"] - group * self.group)
         columns = []
         try:
             table = self._file(index).read_row_group(group, use_threads=False)
@@ -268,7 +196,7 @@ class Shards:
             raise InputError(f"{path} is damaged or unreadable ({reason}); {AGAIN}") from error
         if len(rows) != n_rows:
             raise InputError(f"{path}: row group {group} does not have {n_rows} rows; {AGAIN}")
-        first = group * GROUP
+        first = group * self.group
         return [self._checked(row, f"{path}, row {first + i}") for i, row in enumerate(rows)]
 
     def _checked(self, row: Row, name: str) -> Row:
@@ -295,5 +223,5 @@ class Shards:
         """Hash every file. Raises `InputError` if one is not, byte for byte, what was written."""
         for file in self.manifest.files:
             path = self.folder / file["name"]
-            if _file_sha256(path) != file["sha256"]:
+            if sha256(path) != file["sha256"]:
                 raise InputError(f"{path} is damaged: its sha256 is not what was written; {AGAIN}")

@@ -1,59 +1,62 @@
-"""What became of each record of a corpus: counted, and quarantined if it was left out."""
+"""What became of each record: counted, and listed if it was left out."""
 
 import json
 from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gem_ds.documents import KINDS, Batch
 from gem_ds.errors import InputError
-from gem_ds.records import BAD
+from gem_ds.files import replacing
+from gem_ds.records import BAD, Record
 
-HOPELESS = 1000  # records, all bad, after which a run stops at once
-QUARANTINE = "quarantine.jsonl"
+HOPELESS = 1000  # records, all bad, after which a unit is given up
 
 
+@dataclass
 class Tally:
-    """Counts of records and documents; the quarantine file gets a line for each record left out."""
+    """Counts of one unit or of many. A record drawn twice counts twice.
 
-    def __init__(self, quarantine: Path, max_bad_fraction: float) -> None:
-        self.records = self.written = 0
-        self.skipped: Counter[str] = Counter()
-        self.documents: Counter[str] = Counter()
-        self.notes: Counter[str] = Counter()
-        self.first_bad = ""
-        self.quarantine = quarantine
-        self.max_bad_fraction = max_bad_fraction
+    records: drawn. written: yielded a document. skipped: by reason. documents: by kind. notes: how
+    often something else happened that is worth telling.
+    """
 
-    def add(self, batch: Batch) -> None:
-        """Count a batch. Raises `InputError` if every record so far, of many, was bad."""
-        self.records += batch.n_records
-        self.written += len({document.record for document in batch.documents})
-        self.documents.update(document.kind for document in batch.documents)
-        self.notes.update(batch.notes)
-        self.skipped.update(reason for _, _, reason in batch.skipped)
-        if not batch.skipped:
-            return
-        with self.quarantine.open("a", encoding="utf-8") as out:
-            for file, line, reason in batch.skipped:
-                out.write(json.dumps({"file": file, "line": line, "reason": reason}) + "\n")
-                if not self.first_bad and reason in BAD:
-                    self.first_bad = f"{file}:{line}: {reason}"
-        if self.bad() == self.records >= HOPELESS and self.max_bad_fraction < 1:
-            self.check()
+    records: int = 0
+    written: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    documents: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, counts: dict[str, Any]) -> None:
+        """Add the counts of another."""
+        self.records += counts["records"]
+        self.written += counts["written"]
+        for name in ("skipped", "documents", "notes"):
+            getattr(self, name).update(counts[name])
+
+    def counts(self) -> dict[str, Any]:
+        """As JSON; names in order, whatever came first."""
+        return {
+            name: dict(sorted(value.items())) if isinstance(value, dict) else value
+            for name, value in vars(self).items()
+        }
 
     def bad(self) -> int:
         """The number of records that could not be decoded; empty ones are not bad."""
         return sum(n for reason, n in self.skipped.items() if reason in BAD)
 
-    def check(self) -> None:
-        """Raise `InputError` if records are missing, or more than the allowed share was bad."""
+    def is_hopeless(self) -> bool:
+        """Whether every record so far, of many, was bad."""
+        return self.bad() == self.records >= HOPELESS
+
+    def check(self, max_bad_fraction: float, first_bad: str) -> None:
+        """Raise `InputError` if nothing was written, or more than the allowed share was bad."""
         assert self.records == self.written + self.skipped.total(), "a record was lost"
-        if self.bad() > self.max_bad_fraction * self.records:
+        if self.bad() > max_bad_fraction * self.records:
             raise InputError(
-                f"{self.bad():,} of {self.records:,} records could not be read, first "
-                f"{self.first_bad} (all in {self.quarantine}); correct them, or allow them with "
-                f"--max-bad-fraction (now {self.max_bad_fraction})"
+                f"{self.bad():,} of {self.records:,} records could not be read, first {first_bad}; "
+                f"correct them, or allow them with --max-bad-fraction (now {max_bad_fraction})"
             )
         if not self.records:
             raise InputError("the corpus is empty: there is no record in --input")
@@ -61,12 +64,29 @@ class Tally:
             reasons = ", ".join(self.skipped)
             raise InputError(f"the corpus yields nothing: all its records were skipped ({reasons})")
 
-    def counts(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {
-            "documents_in": self.records,
-            "records_written": self.written,
-            "skipped": dict(sorted(self.skipped.items())),
-            "documents": {kind: self.documents[kind] for kind in KINDS},
-            "notes": {name: n for name, n in sorted(self.notes.items()) if n},
-        }
+
+class Quarantine:
+    """The list of a unit's records left out, a JSON line each: part, line in it, id, reason.
+
+    A context manager: the file appears when that ends without an error, if there is anything in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Quarantine":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def add(self, record: Record, reason: str) -> None:
+        """List a record."""
+        if not self.n:
+            temporary = self._stack.enter_context(replacing(self.path))
+            self._out = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
+        entry = {"part": record.part, "line": record.line, "record": record.id, "reason": reason}
+        self._out.write(json.dumps(entry) + "\n")
+        self.n += 1

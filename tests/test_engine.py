@@ -21,7 +21,7 @@ from gem_ds import build
 from gem_ds.checkpoint import find, found, load, load_weights, read_state
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
-from gem_ds.shards import Manifest
+from gem_ds.manifest import Manifest
 
 DEEPSPEED_FILES = ("zero2", "zero3", "zero3_offload")
 

@@ -18,8 +18,9 @@ from transformers import AutoTokenizer
 
 from gem_ds import layout, prepare, sources, tokenization
 from gem_ds.errors import InputError
+from gem_ds.manifest import Manifest
 from gem_ds.prepare import PrepareConfig
-from gem_ds.shards import Manifest, Shards
+from gem_ds.shards import Shards
 
 SCRIPT = Path(__file__).parents[1] / "data_prep" / "shard.py"
 ODD = [
