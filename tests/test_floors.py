@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gem_ds"
 FLOORS = {
     0: """errors layout records sources tokenization documents packing segments shards tally pool
-          prepare config corpus bpe""",
+          prepare verification inspection config corpus bpe""",
     1: "dist metrics masks picture kernels pieces sdpa flex attention objectives data checkpoint",
     2: "model export encode",
     3: "build engine evaluate",
