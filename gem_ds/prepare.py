@@ -7,7 +7,6 @@ missing. Shards depend on the plan, never on who did which unit when.
 
 import contextlib
 import fcntl
-import functools
 import os
 import platform
 import shutil
@@ -22,12 +21,12 @@ from typing import Any
 from tqdm import tqdm
 
 from gem_ds import (
+    cluster,
     finish,
     inputs,
     job,
+    local,
     mixture,
-    pool,
-    sharding,
     shards,
     sources,
     tokenization,
@@ -37,14 +36,14 @@ from gem_ds.documents import RECONSTRUCTION
 from gem_ds.errors import InputError
 from gem_ds.inputs import Input
 from gem_ds.manifest import MANIFEST, TOKENIZER, Manifest
-from gem_ds.prepare_config import LOCAL, PrepareConfig
+from gem_ds.prepare_config import LOCAL, RAY, PrepareConfig
 from gem_ds.tokenization import Vocabulary
 from gem_ds.units import PLAN, Plan
 
 LOCK = "lock"
 NOT_ASKED = {  # what changes nothing of the shards
     *("input", "output", "tokenizer", "workers", "executor", "share", "only_plan", "tasks"),
-    *("slurm", "max_bad_fraction"),
+    *("slurm", "memory_gb", "max_bad_fraction"),
 }
 # Bytes of shards per byte of text, seen with an 8k vocabulary; larger ones need less.
 BYTES_PER_BYTE = 0.4
@@ -78,11 +77,12 @@ def prepare(config: PrepareConfig) -> Manifest | None:
                 print(f"{output / PLAN}: {len(plan.units):,} units")
                 return None
             _work(config, plan, output)
-            missing = _missing(plan, output)
-            if missing:
-                print(f"{output}: {len(missing):,} of {len(plan.units):,} units are not done yet")
+            missing = local.missing(plan, output)
+            if config.share:  # others do theirs: the manifest is for who comes after all of them
+                print(f"{output}: share {config.share} is done, {len(missing):,} units are missing")
+            if missing or config.share:
                 return None
-            manifest = finish.finish(plan, output, vocab, config.max_bad_fraction)
+            manifest = finish.finish(plan, output, config.max_bad_fraction)
     except OSError as error:
         raise InputError(
             f"{output} could not be written ({error.strerror or error}); it is not finished: "
@@ -197,34 +197,18 @@ def _check_space(output: Path, found: list[Input], asked: dict[str, Any]) -> Non
         )
 
 
-def _missing(plan: Plan, output: Path) -> list[int]:
-    """The units without a receipt, largest first."""
-    missing = [n for n in range(len(plan.units)) if job.receipt(output, plan, n) is None]
-    return sorted(missing, key=lambda n: (-plan.weight(n), n))
-
-
 def _work(config: PrepareConfig, plan: Plan, output: Path) -> None:
     """Do what is missing, or have a cluster do it."""
-    if config.executor != LOCAL:
-        from gem_ds import cluster  # datatrove is an extra
-
-        cluster.run(config, plan, output, _missing(plan, output))
+    missing = local.missing(plan, output)
+    if config.executor == LOCAL:
+        share = set(config.share_of(local.in_order(plan)))
+        mine = [n for n in missing if n in share]
+        local.do_units(plan, output, mine, config.workers or _cores())
         return
-    in_order = sorted(range(len(plan.units)), key=lambda n: (-plan.weight(n), n))
-    share = set(config.share_of(in_order))
-    do_units(plan, output, [n for n in _missing(plan, output) if n in share], config.workers)
+    cluster.run(config, plan, output, missing)
+    if config.executor == RAY:
+        cluster.raise_if_missing(plan, output)
 
 
-def do_units(plan: Plan, output: Path, numbers: list[int], workers: int) -> None:
-    """Do units in worker processes of this machine."""
-    task = functools.partial(sharding.write_unit, folder=output, digest=plan.digest)
-    bar = tqdm(
-        total=sum(map(plan.weight, numbers)),
-        unit="B",
-        unit_scale=True,
-        desc="sharding",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
-    with bar:
-        for _ in pool.run(task, numbers, workers, plan.where, bar.update, tqdm.write):
-            pass
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -42,6 +42,8 @@ def write_unit(number: int, progress: Progress, *, folder: Path, digest: str) ->
             "--workers"
         ) from error
     except OSError as error:
+        if job.receipt(folder, work.plan, number):  # another process has done it meanwhile
+            return
         raise InputError(
             f"{folder} could not be written ({error.strerror or error}); it is not finished: "
             "make room and run the same command again"
