@@ -147,6 +147,11 @@ def _plan(
                 "otherwise; install those, or remove the folder"
             )
         return plan
+    if config.share:
+        raise InputError(
+            f"{output} has no plan yet, and shares must be of one plan: first run the same command "
+            "with --only-plan instead of --share"
+        )
     _check_space(output, found, asked)
     largest = config.unit_megabytes * 1_000_000
     for item in units.uncut(found, largest):
