@@ -6,6 +6,7 @@ Stores are reached by fsspec, whose package for a store must be installed (`s3fs
 
 import glob
 import os
+import posixpath
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from gem_ds.errors import InputError
 
-AHEAD = 1 << 22  # bytes that are asked of a store at once
+AHEAD = 1 << 20  # bytes that are asked of a store beyond those that are read
 # What stores call the version of a file.
 MARKS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "Last-Modified", "mtime")
 
@@ -42,7 +43,8 @@ def find(name: str, is_wanted: Callable[[str], bool]) -> list[str]:
         elif fs.isdir(path):
             paths = [p for p in fs.find(path) if is_wanted(p[len(path) :].lstrip("/"))]
         elif glob.has_magic(path):
-            paths = [p for p, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
+            files = (p for p, info in fs.glob(path, detail=True).items() if info["type"] == "file")
+            paths = [p for p in files if not posixpath.basename(p).startswith(".")]  # as in a shell
         else:
             paths = [path] if fs.exists(path) else []
     except Exception as error:
@@ -103,8 +105,8 @@ def faults_named(path: str, where: Callable[[], str] = lambda: "") -> Iterator[N
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error, or its name if it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """An error in one line."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].removesuffix(": ")
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
