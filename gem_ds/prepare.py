@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def _plan(
     found: list[Input],
     asked: dict[str, Any],
     vocab: Vocabulary,
-    shares: dict[str, float],
+    shares: dict[str, Fraction],
 ) -> Plan:
     """The folder's plan, made if there is none; or an `InputError` that says what has changed."""
     now = {name: version(name) for name in ("gem_ds", "tokenizers", "pyarrow", "numpy")}
