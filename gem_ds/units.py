@@ -102,9 +102,11 @@ class Plan:
         changed += [f"{path} is new" for path in now if path not in before]
         changed += [f"{path} is gone" for path in before if path not in now]
         changed += [
-            f"{path} has changed (it had {before[path].size:,} bytes and has {now[path].size:,})"
+            f"{path} has changed ({name} was {old!r} and is {getattr(now[path], name)!r})"
             for path in now
-            if path in before and now[path] != before[path]
+            if path in before
+            for name, old in asdict(before[path]).items()
+            if getattr(now[path], name) != old
         ]
         if not changed and found != self.inputs:
             changed = ["the order of the inputs has changed"]
