@@ -17,7 +17,7 @@ def parse(text: str) -> dict[str, float]:
             shares[name] = float(share)
         except ValueError:
             raise InputError(f"--mix {text}: {part!r} is not of the form web=0.7") from None
-    if shares and (min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6):
+    if shares and not (min(shares.values()) > 0 and abs(sum(shares.values()) - 1) <= 1e-6):
         raise InputError(f"--mix {text}: give shares above 0 that add up to 1")
     return shares
 

@@ -7,7 +7,7 @@ says; how they are cut into parts, `units`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def blocks(
         reader = Reader(item, part)
         records: list[Record] = []
         size = ordinal = 0
-        with _faults_named(item, reader):
+        with faults_named(item, reader):
             for raw in reader.records(columns(item), text_unit):
                 identity = record_id(part.input, raw.offset)
                 is_json = item.format == JSONL
@@ -104,17 +104,21 @@ def whole(found: Sequence[Input]) -> list[Part]:
 
 def _size(content: Any) -> int:
     if isinstance(content, dict):
-        return sum(len(value) for value in content.values() if value)
-    return len(content) if content else 0
+        return sum(map(_size, content.values()))
+    return len(content) if isinstance(content, bytes | str | list) else 0
 
 
 @contextmanager
-def _faults_named(item: Input, reader: "Reader") -> Iterator[None]:
+def faults_named(item: Input, reader: "Reader | None" = None) -> Iterator[None]:
     """Faults of a file itself, reported as such."""
     try:
         yield
+    except MemoryError:  # of Arrow too, which says nothing of the file
+        raise
     except (pa.ArrowException, OSError, EOFError) as error:
-        where = f"after line {reader.n_lines:,}" if reader.n_lines else "at its beginning"
+        where = (
+            f"after line {reader.n_lines:,}" if reader and reader.n_lines else "at its beginning"
+        )
         reason = str(error).split("\n")[0]
         raise InputError(
             f"{item.path} is damaged or cut short {where} ({reason}); get it again or leave it out"
@@ -283,8 +287,11 @@ def _check_columns(item: Input, columns: Sequence[str], there: Sequence[str]) ->
 @contextmanager
 def parquet(item: Input) -> Iterator[Any]:
     """A Parquet file, its page checksums to be verified."""
-    with opened(item) as file:
-        yield pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+    with ExitStack() as stack:
+        with faults_named(item):
+            file = stack.enter_context(opened(item))
+            table = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+        yield table
 
 
 def _cells(array: Any) -> list[Any]:
@@ -292,8 +299,19 @@ def _cells(array: Any) -> list[Any]:
         array = array.dictionary_decode()
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         array = array.cast(pa.large_binary())
-    cells: list[Any] = array.to_pylist()
+    try:
+        cells: list[Any] = array.to_pylist()
+    except (ValueError, OverflowError):  # of one cell: bad UTF-8 inside a list, a date too late
+        return [_cell(value) for value in array]
     return cells
+
+
+def _cell(value: Any) -> Any:
+    """A table's cell; False, which is neither text nor messages, for what Python cannot hold."""
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):
+        return False
 
 
 def saved_dataset(item: Input) -> Any:

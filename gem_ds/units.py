@@ -82,7 +82,7 @@ class Plan:
                 {name: Source(**source) for name, source in content["mixture"].items()},
                 content["versions"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{damaged} ({error})") from error
@@ -167,13 +167,15 @@ def _parts(i: int, item: Input, columns: Sequence[str], text_unit: str, size: in
 
 def _next_break(i: int, item: Input, at: int) -> int:
     """The first place from `at` on where a line begins, of texts one after a blank line."""
-    lines = Reader(item, Part(i, at - 1, item.size, 0)).lines()
-    next(lines)  # the end of the line before
-    for line in lines:
-        if item.format != inputs.TEXT:
-            return line.offset
-        if line.item is not None and (not line.item or line.item.isspace()):
-            return line.offset + len(line.item) + 1
+    reader = Reader(item, Part(i, at - 1, item.size, 0))
+    lines = reader.lines()
+    with sources.faults_named(item, reader):
+        next(lines)  # the end of the line before
+        for line in lines:
+            if item.format != inputs.TEXT:
+                return line.offset
+            if line.item is not None and (not line.item or line.item.isspace()):
+                return min(line.offset + len(line.item) + 1, item.size)
     return item.size
 
 
