@@ -29,7 +29,7 @@ def finish(plan: Plan, folder: Path, max_bad_fraction: float) -> Manifest:
     tally.check(max_bad_fraction, f"{first_bad} (all in {folder / QUARANTINE})")
     _check_mixture(plan, tally)
     entries: list[FileEntry] = [entry for receipt in receipts for entry in receipt["files"]]
-    entries.sort(key=lambda entry: entry["name"])
+    entries.sort(key=lambda entry: entry["epoch"])  # stable: of an epoch in the order of units
     assert sum(entry["n_documents"] for entry in entries) == tally.documents.total()
     for path in (folder, folder / job.UNITS):
         files.remove_leftovers(path)
@@ -94,7 +94,6 @@ def _list_skipped(plan: Plan, folder: Path, receipts: list[dict[str, Any]]) -> s
     """
     first_bad = ""
     path = folder / QUARANTINE
-    path.unlink(missing_ok=True)
     if not any(receipt["n_listed"] for receipt in receipts):
         return first_bad
     lines_before: dict[int, int] = {}

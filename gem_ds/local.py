@@ -32,5 +32,6 @@ def do_units(plan: Plan, folder: Path, numbers: Sequence[int], workers: int) -> 
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
     with bar:
-        for _ in pool.run(task, numbers, workers, plan.where, bar.update, tqdm.write):
+        warn = functools.partial(tqdm.write, file=sys.stderr)
+        for _ in pool.run(task, numbers, workers, plan.where, bar.update, warn):
             pass

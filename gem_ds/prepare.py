@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from gem_ds import (
     cluster,
+    files,
     finish,
     inputs,
     job,
@@ -41,7 +42,7 @@ from gem_ds.prepare_config import LOCAL, RAY, PrepareConfig
 from gem_ds.tokenization import Vocabulary
 from gem_ds.units import PLAN, Plan
 
-LOCK = "lock"
+LOCK, TURN = "lock", "turn"
 NOT_ASKED = {  # what changes nothing of the shards
     *("input", "output", "tokenizer", "workers", "executor", "share", "only_plan", "tasks"),
     *("slurm", "memory_gb", "max_bad_fraction"),
@@ -73,7 +74,8 @@ def prepare(config: PrepareConfig) -> Manifest | None:
         return manifest
     try:
         with _claimed(output, alone=not config.share):
-            plan = _plan(config, output, found, asked, vocab, shares)
+            with _in_turn(output):
+                plan = _plan(config, output, found, asked, vocab, shares)
             if config.only_plan:
                 print(f"{output / PLAN}: {len(plan.units):,} units")
                 return None
@@ -83,7 +85,8 @@ def prepare(config: PrepareConfig) -> Manifest | None:
                 print(f"{output}: share {config.share} is done, {len(missing):,} units are missing")
             if missing or config.share:
                 return None
-            manifest = finish.finish(plan, output, config.max_bad_fraction)
+            with _in_turn(output):
+                manifest = finish.finish(plan, output, config.max_bad_fraction)
     except OSError as error:
         raise InputError(
             f"{output} could not be written ({error.strerror or error}); it is not finished: "
@@ -124,6 +127,18 @@ def _claimed(output: Path, alone: bool) -> Iterator[None]:
             raise InputError(f"another run is writing {output}; wait for it") from error
         except OSError:
             pass  # a file system without locks: two runs would do the same work twice, no worse
+        if alone:
+            files.remove_leftovers(output)
+            files.remove_leftovers(output / job.UNITS)
+        yield
+
+
+@contextlib.contextmanager
+def _in_turn(output: Path) -> Iterator[None]:
+    """For what one does for all that do shares: the plan, the end. Who comes next finds it done."""
+    with (output / TURN).open("a") as turn:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(turn, fcntl.LOCK_EX)
         yield
 
 
@@ -141,7 +156,11 @@ def _plan(
     if (output / PLAN).exists():
         plan = Plan.load(output)
         plan.check_same(output, found, asked)
-        changed = [f"{n} {v} is {now.get(n)} now" for n, v in plan.versions.items() if now[n] != v]
+        changed = [
+            f"{name} {before} is {now.get(name)} now"
+            for name, before in plan.versions.items()
+            if now.get(name) != before
+        ]
         if changed:
             raise InputError(
                 f"{output} was begun with other versions ({', '.join(changed)}), which may encode "
@@ -154,7 +173,7 @@ def _plan(
             "with --only-plan instead of --share"
         )
     _check_space(output, found, asked)
-    largest = config.unit_megabytes * 1_000_000
+    largest = round(config.unit_megabytes * 1_000_000)
     for item in units.uncut(found, largest):
         print(
             f"warning: {item.path} is compressed and cannot be cut: one worker does all of it "
@@ -171,6 +190,8 @@ def _plan(
         drawn = mixture.sources(shares, sizes, config.mix_records, config.seed)
     shutil.rmtree(output / TOKENIZER, ignore_errors=True)
     tokenization.save(vocab, output / TOKENIZER)
+    for path in [*(output / TOKENIZER).iterdir(), output / TOKENIZER]:
+        files.sync(path)
     plan = Plan(asked, found, cut, drawn, now)
     plan.save(output)
     return plan

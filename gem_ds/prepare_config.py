@@ -1,5 +1,6 @@
 """The flags of data preparation, and what they must be."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,7 @@ class PrepareConfig:
     mix_records: int = _flag(0, "records drawn an epoch; 0 is as many as repeat none")
     epochs: int = _flag(1, "times that each record is drawn, with new kinds and cuts")
     seed: int = _flag(0, "seed of kinds, cuts, mixture and the order of rows")
-    unit_megabytes: int = _flag(256, "most text that is one unit of work")
+    unit_megabytes: float = _flag(256.0, "most text that is one unit of work")
     max_bad_fraction: float = _flag(0.001, "share of undecodable records above which to fail")
     workers: int = _flag(0, "processes that encode; 0 is one a core, in a cluster's task one")
     executor: str = _flag(LOCAL, "where units are done", choices=EXECUTORS)
@@ -78,10 +79,10 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise `InputError` for options that cannot be met, alone or together."""
-        least = {"min_prefix": 1, "min_suffix": 1, "workers": 0, "seed": 0, "epochs": 1}
-        least |= {"unit_megabytes": 1, "tasks": 0, "mix_records": 0, "summary_tokens": 0}
+        least: dict[str, float] = {"min_prefix": 1, "min_suffix": 1, "workers": 0, "seed": 0, "epochs": 1}
+        least |= {"unit_megabytes": 1e-6, "tasks": 0, "mix_records": 0, "summary_tokens": 0}
         for name, value in least.items():
-            if getattr(self, name) < value:
+            if not value <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {value}")
         kinds = self.kinds_by_source(list(mixture.parse(self.mix)))
         if not self.summary_tokens and any(set(shares) != {PLAIN} for shares in kinds.values()):

@@ -131,7 +131,7 @@ def _dicts(batch: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _cells(array: Any) -> list[Any]:
     try:
         cells: list[Any] = array.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):  # of one cell: bad UTF-8, a date that Python cannot hold
         cells = [_cell(scalar) for scalar in array]
     return cells
 
@@ -141,6 +141,8 @@ def _cell(scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError:
         return NOT_UTF8
+    except (ValueError, OverflowError):
+        return False  # neither text nor messages
 
 
 def _saved(item: Input) -> Any:

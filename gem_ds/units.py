@@ -82,7 +82,7 @@ class Plan:
                 {name: Source(**source) for name, source in content["mixture"].items()},
                 content["versions"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{damaged} ({error})") from error
