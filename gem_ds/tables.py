@@ -68,6 +68,7 @@ def parquet(item: Input) -> Iterator[Any]:
             file,
             page_checksum_verification=True,
             pre_buffer=False,
+            buffer_size=1 << 20,  # pages as they are needed, not a column of a row group at once
             binary_type=pa.large_binary(),  # so that dictionaries are decoded, and not checked
         )
 
