@@ -5,8 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from gem_ds import errors, inspection, verification
-from gem_ds.prepare_config import PrepareConfig
+from gem_ds import errors, inspection, pool, verification
 from gem_ds.shards import Shards
 
 USAGE = """\
@@ -31,9 +30,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=PrepareConfig.workers,
+        default=pool.cores(),
         metavar="N",
-        help="with --verify: processes that read (default: %(default)s)",
+        help="with --verify: processes that read (default: one a core)",
     )
     args = parser.parse_args(arguments)
     for name in ("rows", "chars", "workers"):

@@ -102,7 +102,7 @@ def parse_kinds(text: str) -> dict[str, float]:
         except ValueError:
             raise InputError(f"--kinds {text}: {part!r} is not of the form plain=0.8") from None
     unknown = sorted(set(shares) - set(KINDS))
-    if unknown or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+    if unknown or min(shares.values()) < 0 or not abs(sum(shares.values()) - 1) <= 1e-6:
         raise InputError(
             f"--kinds {text}: give shares of {', '.join(KINDS)} that add up to 1, "
             "such as plain=0.8,continuation=0.2"

@@ -25,9 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left of files that `replacing` was to make."""
-    for path in folder.glob(f"{name}.*-*.tmp"):
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of files that `replacing` was to make. None may live."""
+    for path in folder.glob("*.*-*.tmp"):
         path.unlink(missing_ok=True)
 
 

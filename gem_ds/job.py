@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gem_ds import documents, shards, tokenization
-from gem_ds.chat import Chat
+from gem_ds.chat import Chat, template_of
 from gem_ds.documents import PAIR, Draw, Recipe
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
@@ -96,7 +96,7 @@ def receipt(folder: Path, plan: Plan, unit: int) -> dict[str, Any] | None:
 
 def chat_template_sha256(vocab: tokenization.Vocabulary) -> str:
     """Of the chat template; raises `InputError` if there is none."""
-    return hashlib.sha256(Chat.of(vocab).template.encode()).hexdigest()
+    return hashlib.sha256(template_of(vocab).encode()).hexdigest()
 
 
 @lru_cache(1)

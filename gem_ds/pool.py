@@ -1,5 +1,6 @@
 """Work spread over processes of this machine. What the work is, the caller says."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -30,6 +31,11 @@ class _Worker(Generic[Item]):
     tries: int = 0
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run(
     task: Task[Item],
     items: Sequence[Item],
@@ -43,7 +49,7 @@ def run(
     Yields items as they are done. What a task tells, `tell` is told here. An item whose worker dies
     is done again by a new one, up to `RETRIES` times, which `warn` is told. An item that fails, by
     an `InputError` or for good, does not stop the others until there are `FAILURES` of them; at the
-    end an `InputError` tells of all. Any other exception is raised at once.
+    end an `InputError` tells of them. Any other exception is raised at once. No worker is left.
     """
     context = multiprocessing.get_context("forkserver")  # a fork would copy locks and threads
     context.set_forkserver_preload([str(getattr(task, "func", task).__module__)])
@@ -53,9 +59,15 @@ def run(
     failures: list[str] = []
 
     def start(item: Item) -> _Worker[Item]:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(task, theirs))
-        process.start()
+        try:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(task, theirs))
+            process.start()
+        except (OSError, EOFError) as error:  # too many files or processes
+            raise InputError(
+                f"no more than {len(busy)} worker processes could be started ({error}); give "
+                "fewer --workers"
+            ) from error
         theirs.close()  # so that the pipe ends with the process
         return _Worker(process, ours, item)
 
@@ -64,8 +76,9 @@ def run(
             item, tries = waiting.popleft()
             worker = idle.pop() if idle else start(item)
             worker.item, worker.tries = item, tries
-            worker.pipe.send(item)
             busy[worker.pipe] = worker
+            with contextlib.suppress(OSError):  # it died idle: its pipe has ended
+                worker.pipe.send(item)
 
     try:
         begin()
@@ -90,11 +103,16 @@ def run(
                     raise RuntimeError(f"{describe(worker.item)}:\n{said}")
             begin()
     finally:
-        for worker in [*idle, *busy.values()]:
+        workers_left = [*idle, *busy.values()]
+        for worker in workers_left:
             worker.process.terminate()
+        for worker in workers_left:
+            worker.process.join()
     if failures:
-        left = f" ({len(waiting)} more not begun)" if waiting else ""
-        raise InputError("; ".join(failures) + left)
+        told = list(dict.fromkeys(failures))  # a full disk is told once
+        more = f"; {len(told) - FAILURES} more failed" if len(told) > FAILURES else ""
+        left = f"; {len(waiting)} were not begun" if waiting else ""
+        raise InputError("; ".join(told[:FAILURES]) + more + left)
 
 
 def _bury(
@@ -130,13 +148,14 @@ def _serve(task: Task[Any], pipe: Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    while True:
-        item = pipe.recv()
-        try:
-            task(item, pipe.send)
-        except InputError as error:
-            pipe.send(InputError(str(error)))
-        except Exception:
-            pipe.send(traceback.format_exc())
-        else:
-            pipe.send(None)
+    with contextlib.suppress(EOFError, OSError):  # of the pipe, if the main process has just ended
+        while True:
+            item = pipe.recv()
+            try:
+                task(item, pipe.send)
+            except InputError as error:
+                pipe.send(InputError(str(error)))
+            except Exception:
+                pipe.send(traceback.format_exc())
+            else:
+                pipe.send(None)

@@ -1,6 +1,6 @@
 """The flags of data preparation, and what they must be."""
 
-import os
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,6 @@ LOCAL, SLURM, RAY = EXECUTORS = ("local", "slurm", "ray")
 
 def _flag(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -55,13 +51,14 @@ class PrepareConfig:
     mix_records: int = _flag(0, "records drawn an epoch; 0 is as many as repeat none")
     epochs: int = _flag(1, "times that each record is drawn, with new kinds and cuts")
     seed: int = _flag(0, "seed of kinds, cuts, mixture and the order of rows")
-    unit_megabytes: int = _flag(256, "most text that is one unit of work")
+    unit_megabytes: float = _flag(256.0, "most text that is one unit of work")
     max_bad_fraction: float = _flag(0.001, "share of undecodable records above which to fail")
-    workers: int = _flag(_cores(), "processes that encode, here or in each task")
+    workers: int = _flag(0, "processes that encode; 0 is one a core, in a cluster's task one")
     executor: str = _flag(LOCAL, "where units are done", choices=EXECUTORS)
     share: str = _flag("", "do only units i of n, written i/n, and leave the rest to others")
     only_plan: bool = _flag(False, "stop when the plan is made")
-    tasks: int = _flag(0, "tasks of a cluster, each with its share of the units; 0 is one a unit")
+    tasks: int = _flag(0, "most tasks of a cluster, each with its share of the units; 0 is 1,000")
+    memory_gb: int = _flag(2, "memory of each worker in a cluster")
     slurm: str = _flag("", "options for sbatch, such as partition=cpu,time=04:00:00,account=me")
 
     def kinds_by_source(self, names: list[str]) -> dict[str, dict[str, float]]:
@@ -82,10 +79,10 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise `InputError` for options that cannot be met, alone or together."""
-        least = {"min_prefix": 1, "min_suffix": 1, "workers": 1, "seed": 0, "epochs": 1}
-        least |= {"unit_megabytes": 1, "tasks": 0, "mix_records": 0, "summary_tokens": 0}
+        least: dict[str, float] = {"min_prefix": 1, "min_suffix": 1, "workers": 0, "seed": 0, "epochs": 1}
+        least |= {"unit_megabytes": 1e-6, "tasks": 0, "mix_records": 0, "summary_tokens": 0}
         for name, value in least.items():
-            if getattr(self, name) < value:
+            if not value <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {value}")
         kinds = self.kinds_by_source(list(mixture.parse(self.mix)))
         if not self.summary_tokens and any(set(shares) != {PLAIN} for shares in kinds.values()):

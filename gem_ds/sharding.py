@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from gem_ds import documents, files, inputs, job, shards, sources, texts
+from gem_ds import documents, inputs, job, shards, sources, texts
 from gem_ds.documents import Document, Pair
 from gem_ds.errors import InputError
 from gem_ds.job import Job
@@ -42,6 +42,8 @@ def write_unit(number: int, progress: Progress, *, folder: Path, digest: str) ->
             "--workers"
         ) from error
     except OSError as error:
+        if job.receipt(folder, work.plan, number):  # another process has done it meanwhile
+            return
         raise InputError(
             f"{folder} could not be written ({error.strerror or error}); it is not finished: "
             "make room and run the same command again"
@@ -78,21 +80,15 @@ class _Unit:
                 "n_listed": self.quarantine.n,
             },
         )
-        for epoch in self.epochs:
-            files.remove_leftovers(self.job.folder, self._shard(epoch))
-
-    def _shard(self, epoch: int) -> str:
-        return job.shard_name(self.job.plan, self.number, epoch)
 
     def _write_shards(self) -> list[FileEntry]:
         seed, row_length = (self.job.plan.asked[name] for name in ("seed", "row_length"))
         packers = [Packer(row_length, f"{seed} {self.number} {epoch}") for epoch in self.epochs]
+        names = [job.shard_name(self.job.plan, self.number, epoch) for epoch in self.epochs]
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(
-                    shards.writing(self.job.folder / self._shard(epoch), row_length, epoch)
-                )
-                for epoch in self.epochs
+                stack.enter_context(shards.writing(self.job.folder / name, row_length, epoch))
+                for epoch, name in enumerate(names)
             ]
             for window, is_last in self._windows():
                 for epoch in self.epochs:

@@ -33,6 +33,14 @@ CACHED_GROUPS = 8
 AGAIN = "remove the folder and run python data_prep/shard.py again"
 COLUMNS = {"input_ids": pa.int32(), "bounds": pa.int32(), "records": pa.int64()}
 SCHEMA = pa.schema([(name, pa.list_(pa.field("element", t))) for name, t in COLUMNS.items()])
+WRITING: dict[str, Any] = {
+    "compression": "zstd",
+    # High bytes by themselves: an eighth smaller than plain, nearly twice as fast to write.
+    "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in COLUMNS},
+    "use_dictionary": False,
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
 
 
 class Row(NamedTuple):
@@ -95,9 +103,7 @@ class Writer:
             return
         if self._file is None:
             temporary = self._stack.enter_context(replacing(self._path))
-            options: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}
-            options |= {"compression": "zstd", "write_page_checksum": True}
-            writer = pq.ParquetWriter(temporary, SCHEMA, **options)
+            writer = pq.ParquetWriter(temporary, SCHEMA, **WRITING)
             self._file = self._stack.enter_context(writer)
         self._file.write_table(_table(self._rows), row_group_size=self._group)
         self.counts["rows"] += len(self._rows)
@@ -117,10 +123,15 @@ def _table(rows: Sequence[Row]) -> Any:
     columns = []
     for name, kind in COLUMNS.items():
         parts = [getattr(row, name).reshape(-1) for row in rows]
-        ends = np.cumsum([0, *(len(part) for part in parts)])
-        values = pa.array(np.concatenate(parts), type=kind)
-        columns.append(pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), values))
+        ends = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
+        values = np.concatenate(parts).astype(kind.to_pandas_dtype(), casting="safe", copy=False)
+        columns.append(pa.ListArray.from_arrays(_array(ends, pa.int32()), _array(values, kind)))
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _array(values: npt.NDArray[Any], kind: Any) -> Any:
+    """The same memory as an Arrow array; ``pa.array`` would load pandas."""
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def _footer_sha256(path: Path) -> str:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
-from gem_ds import layout, prepare, shards, units
+from gem_ds import layout, prepare, shards
 from gem_ds.manifest import Manifest
 from gem_ds.prepare_config import PrepareConfig
 from gem_ds.shards import Shards
@@ -38,10 +37,9 @@ def make_corpus(folder: Path) -> Path:
 def make_shards(corpus: Path, tokenizer: Path, output: Path, **options: object) -> Path:
     """Several files: the corpus is cut small."""
     defaults = {"row_length": 256, "workers": 1, "min_prefix": 4, "min_suffix": 4}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(units, "MIN_UNIT", 1 << 17)
-        inputs = [str(corpus)]
-        prepare.prepare(PrepareConfig(inputs, str(tokenizer), str(output), **defaults | options))
+    defaults |= {"unit_megabytes": 0.13}
+    inputs = [str(corpus)]
+    prepare.prepare(PrepareConfig(inputs, str(tokenizer), str(output), **defaults | options))
     return output
 
 

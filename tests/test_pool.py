@@ -1,47 +1,201 @@
+"""Workers that fail, that die, and that lose their main process. Items are numbers."""
+
 import functools
 import os
+import re
+import resource
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from processes import living, until
 
 from gem_ds import pool
 from gem_ds.errors import InputError
+from gem_ds.pool import FAILURES, RETRIES, Tell
 
 
-def slow_square(n: int) -> int:
-    time.sleep(0.02 * (n % 3 == 0))
-    return n * n
+def note(item: int, tell: Tell, folder: Path) -> None:
+    """Leave a mark of having been done."""
+    tell(10)
+    with (folder / str(item)).open("a") as file:
+        file.write("x")
 
 
-def die_at_seven(n: int) -> int:
-    if n == 7:
+def die_once(item: int, tell: Tell, folder: Path) -> None:
+    """Items under 3 kill their worker the first time."""
+    mark = folder / f"died-{item}"
+    if item < 3 and not mark.exists():
+        mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return n
+    note(item, tell, folder)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_order(workers: int) -> None:
-    results = list(pool.ordered(slow_square, range(20), workers, str))
-    assert results == [(n, n * n) for n in range(20)]
+def die_at_three(item: int, tell: Tell, folder: Path) -> None:
+    if item == 3:
+        os.abort()
+    note(item, tell, folder)
 
 
-def test_work_is_not_taken_far_ahead() -> None:
-    taken = []
-    items = (taken.append(n) or n for n in range(1000))
-    results = pool.ordered(slow_square, items, 2, str)
-    next(results)
-    assert len(taken) <= 2 * pool.AHEAD
-    results.close()
+def fail_from_five(item: int, tell: Tell, folder: Path) -> None:
+    if item >= 5:
+        raise InputError(f"item {item} is wrong")
+    note(item, tell, folder)
 
 
-def test_a_killed_worker_is_named() -> None:
-    with pytest.raises(InputError, match=r"worker process was killed around item [1-7]\b"):
-        list(pool.ordered(die_at_seven, range(1, 50), 2, "item {}".format))
+def fail_alike(item: int, tell: Tell) -> None:
+    raise InputError("the disk is full")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_task_raises_is_raised_here(workers: int) -> None:
-    task = functools.partial(int, base=10)
-    with pytest.raises(ValueError, match="invalid literal"):
-        list(pool.ordered(task, ["1", "x"], workers, str))
+def divide(item: int, tell: Tell) -> None:
+    tell(1 // item)
+
+
+def kill_the_idle(item: int, tell: Tell, folder: Path) -> None:
+    """Item 0 says who does it. Item 1 kills that worker, idle by then, and then its own."""
+    if item == 0:
+        (folder / "pid").write_text(str(os.getpid()))
+    elif not (folder / "killed").exists():
+        time.sleep(0.3)
+        (folder / "killed").touch()
+        os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    note(item, tell, folder)
+
+
+def sleep(item: int, tell: Tell, folder: Path) -> None:
+    (folder / str(item)).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+class Heard:
+    """What a pool told."""
+
+    def __init__(self) -> None:
+        self.amount = 0
+        self.warnings: list[str] = []
+
+    def tell(self, amount: int) -> None:
+        self.amount += amount
+
+    def run(self, task: Callable, items: list[int], workers: int = 2) -> list[int]:
+        say = "item {}".format
+        return list(pool.run(task, items, workers, say, self.tell, self.warnings.append))
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.mark.parametrize("workers", [1, 3, 9])
+def test_each_item_is_done_once_and_progress_is_told(
+    heard: Heard, tmp_path: Path, workers: int
+) -> None:
+    items = [5, 1, 4, 2, 3]
+    assert sorted(heard.run(functools.partial(note, folder=tmp_path), items, workers)) == [
+        *range(1, 6)
+    ]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        "12345", "x"
+    )
+    assert heard.amount == 50
+    assert heard.warnings == []
+    assert heard.run(note, []) == []
+
+
+def test_a_killed_worker_is_named_and_its_item_done_again(heard: Heard, tmp_path: Path) -> None:
+    done = heard.run(functools.partial(die_once, folder=tmp_path), [0, 1, 2, 3, 4])
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    assert all((tmp_path / str(item)).read_text() == "x" for item in range(5))
+    pattern = (
+        r"warning: item (\d): worker process \d+ was killed by SIGKILL; trying again \(1 of 2\)"
+    )
+    told = [re.fullmatch(pattern, warning) for warning in heard.warnings]
+    assert sorted(match[1] for match in told if match) == ["0", "1", "2"]
+
+
+def test_an_item_that_always_kills_its_worker_is_given_up(heard: Heard, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        heard.run(functools.partial(die_at_three, folder=tmp_path), list(range(8)))
+    message = r"item 3: worker process \d+ was killed by SIGABRT, as did 2 before it; if memory .*"
+    assert re.fullmatch(message, str(caught.value))
+    assert len(heard.warnings) == RETRIES
+    assert {path.name for path in tmp_path.iterdir()} == set("0124567")
+
+
+def test_failures_are_collected_and_bounded(heard: Heard, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        heard.run(functools.partial(fail_from_five, folder=tmp_path), list(range(20)), 2)
+    *told, left = str(caught.value).split("; ")
+    assert sorted(told[:FAILURES]) == [f"item {i} is wrong" for i in range(5, 5 + FAILURES)]
+    assert re.fullmatch(r"1[12] were not begun", left)
+    assert {path.name for path in tmp_path.iterdir()} == set("01234")
+    with pytest.raises(InputError, match=r"^the disk is full; \d were not begun$"):
+        heard.run(fail_alike, list(range(10)), 3)
+    with pytest.raises(InputError, match=r"^(item \d is wrong; ){3}\d more failed"):
+        heard.run(functools.partial(fail_from_five, folder=tmp_path), [5, 6, 7, 8, 9, 10], 6)
+
+
+def test_another_exception_keeps_its_traceback(heard: Heard) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)^item 0:\nTraceback.*1 // item.*ZeroDivision"):
+        heard.run(divide, [1, 0, 2])
+
+
+def test_a_worker_that_dies_idle_is_replaced(heard: Heard, tmp_path: Path) -> None:
+    assert sorted(heard.run(functools.partial(kill_the_idle, folder=tmp_path), [0, 1])) == [0, 1]
+    assert all((tmp_path / str(item)).read_text() == "x" for item in (0, 1))
+
+
+def test_too_many_workers(heard: Heard, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 12, hard))
+    try:
+        with pytest.raises(InputError, match=r"no more than \d+ worker .*give fewer --workers"):
+            heard.run(functools.partial(sleep, folder=tmp_path), list(range(50)), 50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert_all_gone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGINT, True)],
+)
+def test_workers_end_with_the_main_process(
+    tmp_path: Path, number: signal.Signals, to_group: bool
+) -> None:
+    """Killed, ended, or interrupted by Ctrl-C, which goes to the whole group."""
+    code = f"import test_pool; test_pool.sleepers({str(tmp_path)!r})"
+    main = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert until(lambda: len([p for p in tmp_path.iterdir() if p.read_text()]) == 3, 20)
+    began = time.monotonic()
+    (os.killpg if to_group else os.kill)(main.pid, number)
+    _, errors = main.communicate(timeout=10)
+    assert_all_gone(tmp_path)
+    assert until(lambda: not living(main.pid), 2)
+    assert time.monotonic() - began < 3
+    assert "ForkServer" not in errors  # a worker that ends says nothing
+    assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
+
+
+def sleepers(folder: str) -> None:
+    """Run by the test above."""
+    Heard().run(functools.partial(sleep, folder=Path(folder)), list(range(4)), 3)
+
+
+def assert_all_gone(folder: Path) -> None:
+    """The processes that wrote their numbers there end, by themselves and soon."""
+    pids = [int(text) for path in folder.iterdir() if (text := path.read_text())]
+    assert until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 2)
