@@ -105,14 +105,19 @@ def columns(draw: st.DrawFn, n: int) -> Any:
     return array.dictionary_encode() if rarely(draw) else array
 
 
+def parquet(table: dict[str, Any], rows_in_group: int) -> bytes:
+    """A Parquet file."""
+    out = io.BytesIO()
+    pq.write_table(pa.table(table), out, row_group_size=rows_in_group)
+    return out.getvalue()
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> bytes:
     """A Parquet file, or what only begins like one."""
     n = draw(st.integers(0, 6))
-    table = pa.table({name: draw(columns(n)) for name in draw(st.sampled_from(FIELD_SETS))})
-    out = io.BytesIO()
-    pq.write_table(table, out, row_group_size=draw(st.integers(1, 4)))
-    content = out.getvalue()
+    names = draw(st.sampled_from(FIELD_SETS))
+    content = parquet({name: draw(columns(n)) for name in names}, draw(st.integers(1, 4)))
     return content[: draw(st.integers(0, len(content)))] if rarely(draw, 20) else content
 
 
@@ -170,8 +175,6 @@ ODD_OPTIONS = [
     *({"text_field": ""}, {"mix_records": 5}, {"summary_tokens": 400}, {"row_length": 1 << 40}),
     *({"max_bad_fraction": float("nan")}, {"share": "1/0"}, {"min_prefix": 1 << 70}, {"seed": -1}),
 ]
-
-
 TOKENIZERS = ["bos and eos", "eos", "neither"]
 
 
@@ -202,3 +205,36 @@ def cases(draw: st.DrawFn) -> Case:
     elif odd > 16:
         options |= draw(st.sampled_from(MIXTURES))
     return Case(corpus, options, tokenizer, odd > 16)
+
+
+PLAIN: dict[str, Any] = {
+    "kinds": "plain=1",
+    "row_length": 32,
+    "summary_tokens": 1,
+    "text_unit": "paragraph",
+    "cut": "uniform",
+    "min_prefix": 1,
+    "min_suffix": 1,
+    "epochs": 1,
+    "unit_megabytes": 3e-5,
+    "max_bad_fraction": 1.0,
+}
+
+
+def _found(*files: tuple[str, bytes], **options: Any) -> Case:
+    corpus = [*files, (".jsonl", b'{"text": "Words, many words."}')]
+    return Case(corpus, PLAIN | options, "eos", bool(options))
+
+
+FOUND_COLUMNS = [
+    pa.array([7, None]),
+    pa.array([1 << 62], pa.timestamp("us")),
+    pa.array([[b"\xff"]]).cast(pa.list_(pa.string()), safe=False),
+]
+FOUND = [  # each was a fault once
+    _found((".txt", b"Words, many words. And so on!\nWords.\n ")),
+    *(_found((".parquet", parquet({"text": column}, 1))) for column in FOUND_COLUMNS),
+    _found((".parquet", b"")),
+    _found(mix="a=nan"),
+    _found(unit_megabytes=float("inf")),
+]

@@ -25,7 +25,7 @@ from pathlib import Path
 import hypothesis
 import pyarrow.parquet as pq
 import zstandard
-from fuzz_cases import Case, cases
+from fuzz_cases import FOUND, Case, cases
 from fuzz_check import check, read
 from tokenizers import Tokenizer
 
@@ -145,6 +145,8 @@ def fuzz(n: int, seed: int) -> Counter[str]:
         ):
             outcomes[try_case(case, Path(folder))] += 1
 
+    for case in FOUND:
+        try_all = hypothesis.example(case)(try_all)
     try_all()
     return outcomes
 
