@@ -13,6 +13,7 @@ Linux only.
 import argparse
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -175,7 +176,9 @@ class Torture:
     def _kill(self, process: subprocess.Popen[bytes], output: Path) -> None:
         """Kill something of a run at some moment, unless it ends before that."""
         began = time.perf_counter()
-        victim, moment = self.rng.choice(VICTIMS), self.rng.choice(MOMENTS)
+        counts = Counter((kill.victim, kill.moment) for kill in self.result.kills)
+        ways = sorted(itertools.product(VICTIMS, MOMENTS), key=lambda _: self.rng.random())
+        victim, moment = min(ways, key=lambda way: counts[way])
         self._await_moment(process, output, moment)
         there = living(process.pid)
         workers = [p for p in there if process.pid not in (p.pid, p.parent)]

@@ -82,7 +82,7 @@ def receipt(folder: Path, plan: Plan, unit: int) -> dict[str, Any] | None:
     """A unit's receipt, if the unit is done: its files are there, as long as they were."""
     try:
         found: dict[str, Any] = json.loads(receipt_path(folder, unit).read_text(encoding="utf-8"))
-        if found["plan"] != plan.digest:
+        if (found["plan"], found["unit"]) != (plan.digest, unit):
             return None
         for entry in found["files"]:
             if (folder / entry["name"]).stat().st_size != entry["bytes"]:
@@ -105,6 +105,8 @@ def load(folder: Path, digest: str) -> Job:
     plan = Plan.load(folder)
     if plan.digest != digest:
         raise InputError(f"{folder} has another plan by now; run the command again")
+    if not (folder / TOKENIZER).is_dir():
+        raise InputError(f"{folder / TOKENIZER} is missing; {shards.AGAIN}")
     vocab = tokenization.load(folder / TOKENIZER)
     if tokenization.fingerprint(vocab) != plan.asked["tokenizer"]:
         raise InputError(f"{folder / TOKENIZER} is not the tokenizer of the plan; {shards.AGAIN}")

@@ -119,7 +119,7 @@ def _claimed(output: Path, alone: bool) -> Iterator[None]:
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / LOCK
-    if not path.exists() and any(output.iterdir()):
+    if any(output.iterdir()) and not path.exists():  # ours begin with the lock
         raise InputError(f"{output} holds files that are not ours; give a new --output")
     with path.open("a") as lock:
         try:

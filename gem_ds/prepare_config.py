@@ -79,8 +79,9 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise `InputError` for options that cannot be met, alone or together."""
-        least: dict[str, float] = {"min_prefix": 1, "min_suffix": 1, "workers": 0, "seed": 0, "epochs": 1}
-        least |= {"unit_megabytes": 1e-6, "tasks": 0, "mix_records": 0, "summary_tokens": 0}
+        least: dict[str, float] = {"min_prefix": 1, "min_suffix": 1, "workers": 0, "seed": 0}
+        least |= {"epochs": 1, "summary_tokens": 0, "mix_records": 0, "tasks": 0, "memory_gb": 1}
+        least |= {"unit_megabytes": 1e-6, "max_bad_fraction": 0.0}
         for name, value in least.items():
             if not value <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {value}")

@@ -32,14 +32,12 @@ def write_unit(number: int, progress: Progress, *, folder: Path, digest: str) ->
     it stands that looks finished.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one worker is one core
-    work = job.load(folder, digest)
     try:
         (folder / job.UNITS).mkdir(exist_ok=True)
-        _Unit(work, number, progress).write()
+        _Unit(job.load(folder, digest), number, progress).write()
     except MemoryError as error:
         raise InputError(
-            f"{work.plan.where(number)}: out of memory; run the same command again with fewer "
-            "--workers"
+            f"unit {number} ran out of memory; run the same command again with fewer --workers"
         ) from error
     except OSError as error:
         if job.receipt(folder, work.plan, number):  # another process has done it meanwhile

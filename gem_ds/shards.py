@@ -31,6 +31,7 @@ GROUP_TOKENS = 1 << 17  # of full rows in a Parquet row group: half a MiB is rea
 OPEN_FILES = 64  # kept open by a reader
 CACHED_GROUPS = 8
 AGAIN = "remove the folder and run python data_prep/shard.py again"
+REDO = "remove that file and manifest.json, and run the same python data_prep/shard.py again"
 COLUMNS = {"input_ids": pa.int32(), "bounds": pa.int32(), "records": pa.int64()}
 SCHEMA = pa.schema([(name, pa.list_(pa.field("element", t))) for name, t in COLUMNS.items()])
 WRITING: dict[str, Any] = {
@@ -160,7 +161,7 @@ class Shards:
             size = path.stat().st_size if path.is_file() else None
             if size != file["bytes"]:
                 what = "is missing" if size is None else f"has {size} bytes"
-                raise InputError(f"{path} {what}, {file['bytes']} were written; {AGAIN}")
+                raise InputError(f"{path} {what}, {file['bytes']} were written; {REDO}")
         self.group = group_rows(self.manifest.row_length)
         self._start_process()
 
@@ -204,9 +205,9 @@ class Shards:
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             reason = str(error).split("\n")[0]
-            raise InputError(f"{path} is damaged or unreadable ({reason}); {AGAIN}") from error
+            raise InputError(f"{path} is damaged or unreadable ({reason}); {REDO}") from error
         if len(rows) != n_rows:
-            raise InputError(f"{path}: row group {group} does not have {n_rows} rows; {AGAIN}")
+            raise InputError(f"{path}: row group {group} does not have {n_rows} rows; {REDO}")
         first = group * self.group
         return [self._checked(row, f"{path}, row {first + i}") for i, row in enumerate(rows)]
 
@@ -220,19 +221,12 @@ class Shards:
             "does not name a record for each document": len(row.records) != len(row.bounds),
         }
         for what in (what for what, found in wrong.items() if found):
-            raise InputError(f"{name} {what}; {AGAIN}")
+            raise InputError(f"{name} {what}; {REDO}")
         return row
 
     def _open(self, index: int) -> Any:
         entry = self.manifest.files[index]
         path = self.folder / entry["name"]
         if _footer_sha256(path) != entry["footer_sha256"]:
-            raise InputError(f"{path} is damaged: its footer is not what was written; {AGAIN}")
+            raise InputError(f"{path} is damaged: its footer is not what was written; {REDO}")
         return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
-
-    def verify(self) -> None:
-        """Hash every file. Raises `InputError` if one is not, byte for byte, what was written."""
-        for file in self.manifest.files:
-            path = self.folder / file["name"]
-            if sha256(path) != file["sha256"]:
-                raise InputError(f"{path} is damaged: its sha256 is not what was written; {AGAIN}")

@@ -1,14 +1,12 @@
-"""Corpora for fuzzing, and what independent, slow code reads in them. The fuzzing is elsewhere.
+"""What the fuzzing of data preparation tries. What must come of it: `fuzz_check`.
 
 Bytes and JSON values of every kind: numbers too long, NaN, lone surrogates, NULs, spellings of
 control tokens, byte-order marks, every line end, tables with columns of any type, damaged files.
 """
 
-import contextlib
 import gzip
 import io
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -107,14 +105,19 @@ def columns(draw: st.DrawFn, n: int) -> Any:
     return array.dictionary_encode() if rarely(draw) else array
 
 
+def parquet(table: dict[str, Any], rows_in_group: int) -> bytes:
+    """A Parquet file."""
+    out = io.BytesIO()
+    pq.write_table(pa.table(table), out, row_group_size=rows_in_group)
+    return out.getvalue()
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> bytes:
     """A Parquet file, or what only begins like one."""
     n = draw(st.integers(0, 6))
-    table = pa.table({name: draw(columns(n)) for name in draw(st.sampled_from(FIELD_SETS))})
-    out = io.BytesIO()
-    pq.write_table(table, out, row_group_size=draw(st.integers(1, 4)))
-    content = out.getvalue()
+    names = draw(st.sampled_from(FIELD_SETS))
+    content = parquet({name: draw(columns(n)) for name in names}, draw(st.integers(1, 4)))
     return content[: draw(st.integers(0, len(content)))] if rarely(draw, 20) else content
 
 
@@ -144,91 +147,94 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
     return form + suffix, draw(compressed(content, suffix)) if suffix else content
 
 
-class Found(NamedTuple):
-    """A record: its line (of a table, its row; both 1-based), and what it holds."""
-
-    line: int
-    content: Any
-
-    def text(self, field: str) -> str | None:
-        """The text of a field; None where there is none that could be trained on."""
-        value = self.content
-        if isinstance(value, dict):
-            value = value.get(field)
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace") if _is_utf8(value) else None
-        if not isinstance(value, str) or not value.strip():
-            return None
-        return value if _is_utf8(value.encode("utf-8", "surrogatepass")) else None
-
-
-def _is_utf8(raw: bytes) -> bool:
-    with contextlib.suppress(UnicodeDecodeError):
-        raw.decode()
-        return True
-    return False
-
-
-def read(path: Path, by_paragraph: bool) -> dict[int, Found]:
-    """The records of a file by their offsets."""
-    if path.suffix == ".parquet":
-        rows = _rows(path)
-        return {i: Found(i + 1, row) for i, row in enumerate(rows)}
-    content = _decompressed(path)
-    is_json = ".jsonl" in path.name
-    if not is_json and not by_paragraph:
-        return {0: Found(1, content.removeprefix(BOM))} if content else {}
-    found: dict[int, Found] = {}
-    offset, begun = 0, None
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        text = line if offset else line.removeprefix(BOM)
-        if not text.strip():
-            begun = None
-        elif is_json:
-            found[offset] = Found(number, _json(text))
-        elif begun is None:
-            begun, found[offset] = offset, Found(number, text)
-        else:
-            found[begun] = Found(found[begun].line, found[begun].content + b"\n" + text)
-        offset += len(line) + 1
-    if not is_json:  # the carriage return before a blank line, or at the end, is none of the text
-        return {at: Found(line, text.removesuffix(b"\r")) for at, (line, text) in found.items()}
-    return found
+OPTIONS = {
+    "kinds": st.sampled_from(
+        [
+            *("plain=1", "plain=0.5,continuation=0.5", "continuation=1", "reconstruction=1"),
+            *("pair=1", "plain=0.4,continuation=0.3,reconstruction=0.2,pair=0.1"),
+            *("plain=0.5,pair=0.5", "plain=1e-9,continuation=1"),
+        ]
+    ),
+    "summary_tokens": st.sampled_from([1, 1, 2, 4, 0]),
+    "text_unit": st.sampled_from(["paragraph", "paragraph", "file"]),
+    "cut": st.sampled_from(["uniform", "sentence", "1-4", "3-3", "2-300"]),
+    "min_prefix": st.integers(1, 9),
+    "min_suffix": st.integers(1, 9),
+    "long_pairs": st.sampled_from(["truncate", "skip"]),
+    "epochs": st.sampled_from([1, 1, 2, 3]),
+    "seed": st.integers(0, 5) | st.just(1 << 70),
+    "unit_megabytes": st.sampled_from([3e-5, 1e-4, 4e-4, 2e-3, 256.0]),
+    "max_bad_fraction": st.sampled_from([1.0, 1.0, 1.0, 0.5, 0.001]),
+}
+MIXTURES = [{"mix": "a=0.7,b=0.3"}, {"mix": "a=0.5,b=0.5", "mix_records": 7}]
+ODD_OPTIONS = [
+    *({"kinds": k} for k in ("plain=nan", "plain=1;b:pair=1", "plain=2,pair=-1", "", ":", ";")),
+    *({"cut": cut} for cut in ("5-2", "0-9", "٣-٤", "", "-", "1-" + "9" * 30)),
+    *({"unit_megabytes": size} for size in (0.0, float("nan"), float("inf"), 1e300)),
+    *({"mix": mix} for mix in ("a", "b=nan", "a=1", "a=0.5,a=0.5", "a=inf", "=1", ",")),
+    *({"text_field": ""}, {"mix_records": 5}, {"summary_tokens": 400}, {"row_length": 1 << 40}),
+    *({"max_bad_fraction": float("nan")}, {"share": "1/0"}, {"min_prefix": 1 << 70}, {"seed": -1}),
+]
+TOKENIZERS = ["bos and eos", "eos", "neither"]
 
 
-def _json(line: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(line.decode())
-        return value if isinstance(value, dict) else {}
-    return {}
+class Case(NamedTuple):
+    """A corpus, options, which of the tokenizers, and whether there is an odd option."""
+
+    files: list[tuple[str, bytes]]
+    options: dict[str, Any]
+    tokenizer: str
+    is_odd: bool
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Rows, texts as bytes; a cell of another type stands for itself, whatever it be."""
-    cells = {}
-    table = pq.read_table(path)
-    for name in table.column_names:
-        column = table.column(name)
-        if pa.types.is_dictionary(column.type):
-            column = pa.chunked_array(
-                [c.dictionary_decode() for c in column.chunks], column.type.value_type
-            )
-        is_text = column.type in BINARY
-        cells[name] = column.cast(pa.large_binary()).to_pylist() if is_text else [0] * len(table)
-    return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Options that fit together, at times an odd one."""
+    corpus = draw(st.lists(files(), min_size=1, max_size=3))
+    options: dict[str, Any] = draw(st.fixed_dictionaries(OPTIONS))
+    tokenizer = draw(st.sampled_from(TOKENIZERS))
+    if options["summary_tokens"] == 0:
+        options["kinds"] = "plain=1"
+    if options["cut"] in ("1-4", "3-3"):
+        options["min_prefix"] = min(options["min_prefix"], 3)
+    least = max(options["min_prefix"], 3) + options["min_suffix"] + options["summary_tokens"] + 2
+    options["row_length"] = least + draw(st.integers(0, 30) | st.sampled_from([64, 256, 2048]))
+    odd = draw(st.integers(0, 19))
+    if odd == 19:
+        options |= draw(st.sampled_from(ODD_OPTIONS))
+    elif odd > 16:
+        options |= draw(st.sampled_from(MIXTURES))
+    return Case(corpus, options, tokenizer, odd > 16)
 
 
-def _decompressed(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        return gzip.decompress(raw)
-    if path.suffix != ".zst":
-        return raw
-    content = b""
-    while raw:  # a frame
-        stream = zstandard.ZstdDecompressor().decompressobj()
-        content += stream.decompress(raw)
-        if not stream.eof:
-            raise EOFError(f"{path} is cut short")
-        raw = stream.unused_data
-    return content
+PLAIN: dict[str, Any] = {
+    "kinds": "plain=1",
+    "row_length": 32,
+    "summary_tokens": 1,
+    "text_unit": "paragraph",
+    "cut": "uniform",
+    "min_prefix": 1,
+    "min_suffix": 1,
+    "epochs": 1,
+    "unit_megabytes": 3e-5,
+    "max_bad_fraction": 1.0,
+}
+
+
+def _found(*files: tuple[str, bytes], **options: Any) -> Case:
+    corpus = [*files, (".jsonl", b'{"text": "Words, many words."}')]
+    return Case(corpus, PLAIN | options, "eos", bool(options))
+
+
+FOUND_COLUMNS = [
+    pa.array([7, None]),
+    pa.array([1 << 62], pa.timestamp("us")),
+    pa.array([[b"\xff"]]).cast(pa.list_(pa.string()), safe=False),
+]
+FOUND = [  # each was a fault once
+    _found((".txt", b"Words, many words. And so on!\nWords.\n ")),
+    *(_found((".parquet", parquet({"text": column}, 1))) for column in FOUND_COLUMNS),
+    _found((".parquet", b"")),
+    _found(mix="a=nan"),
+    _found(unit_megabytes=float("inf")),
+]
