@@ -110,9 +110,7 @@ def _read(folder: Path, source: Path) -> Vocabulary:
     try:
         side_files = {name: (folder / name).read_text(encoding="utf-8") for name in there}
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"a file beside {source / 'tokenizer.json'} is not UTF-8: {error}"
-        ) from error
+        raise InputError(f"a file in {source} is not UTF-8: {error}") from error
     named = _named(side_files, source)
     eos, pad = (_control_id(backend, named, role, source) for role in ("eos", "pad"))
     return _guarded(Vocabulary(backend, _leading_id(backend), eos, pad, source, side_files, named))
