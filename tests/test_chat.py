@@ -82,14 +82,14 @@ def test_ids_are_those_of_apply_chat_template(
     assert contents[-1].strip() in family.decoded(answer.tolist()) or "e\u0301" in contents[-1]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), n=st.integers(1, 3))
 def test_ids_of_any_messages(family: Family, data: st.DataObject, n: int) -> None:
     messages = turns([data.draw(st.text(max_size=30)) for _ in range(2 * n)])
     assert together(family.chat.encode(messages)) == family.expected(messages)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_messages_cannot_spell_control_tokens(family: Family, data: st.DataObject) -> None:
     parts = st.sampled_from([*family.controls.values(), "word", " ", "\n", "<", "\ue000", "0"])
@@ -233,6 +233,15 @@ def test_tokens_that_take_space_or_begin_alike(tokenizer_dir: Path, tmp_path: Pa
     ids = together(found.encode(turns(["<|end|>s", " <|end|>y<|it|> "])))
     assert ids.count(vocab.backend.token_to_id("<|end|>s")) == 2
     assert ids.count(vocab.backend.token_to_id("<|end|>")) == 2
+
+
+def test_a_tokenizer_may_have_no_control_token(tokenizer_dir: Path) -> None:
+    state = json.loads((tokenizer_dir / "tokenizer.json").read_text()) | {"post_processor": None}
+    vocab, _ = with_template(tokenizer_dir, EACH)
+    bare = Tokenizer.from_str(json.dumps(state | {"added_tokens": []}))
+    plain = replace(vocab, backend=bare, bos_token_id=None, eos_token_id=None)
+    (whole,) = tokenization.encode(plain, ["user: <|eos|>assistant: y"])
+    assert together(Chat.of(plain).encode(turns(["<|eos|>", "y"]))) == whole.tolist()
 
 
 def test_a_template_that_rewrites_is_skipped(tokenizer_dir: Path) -> None:

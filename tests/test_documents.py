@@ -257,10 +257,15 @@ def test_a_text_without_late_breaks_fills_the_room() -> None:
 
 def test_kinds_of_a_split_text_are_drawn_anew_and_are_never_pairs() -> None:
     shares = {"plain": 0.3, "continuation": 0.2, "reconstruction": 0.2, "pair": 0.3}
-    recipe = replace(RECIPE, kinds=shares)
-    copies = [c for c in range(50) if documents.draw_kind(shares, draw(c).random(0)) != "pair"]
-    kinds = [{document.kind for document in split(400, recipe, copy)} for copy in copies]
-    assert all(found == {"plain", "continuation", "reconstruction"} for found in kinds)
+    kinds = {document.kind for document in split(400, replace(RECIPE, kinds=shares))}
+    assert kinds == {"plain", "continuation", "reconstruction"}
+    recipe = replace(RECIPE, kinds={"reconstruction": 0.1, "pair": 0.9})
+    copies = [
+        c for c in range(99) if documents.draw_kind(recipe.kinds, draw(c).random(0)) != "pair"
+    ]
+    assert len(copies) > 3
+    kinds = {document.kind for copy in copies for document in split(400, recipe, copy)}
+    assert kinds == {"reconstruction"}
 
 
 # Pairs.

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import sentencepiece
 from helpers import BOS, EOS
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer
 
 from gem_ds import tokenization
@@ -192,6 +192,21 @@ def test_a_sentencepiece_model_is_converted(tmp_path: Path) -> None:
     assert stock.decode(spelled) == texts[1]
 
 
+def test_no_control_token_may_be_spelled_but_the_unknown_one(tmp_path: Path) -> None:
+    """Unigram models find the longest token, whatever it is for."""
+    scores = [("<unk>", 0.0), ("<turn>", 0.0), *((c, -1.0) for c in "ab <>unktr")]
+    backend = Tokenizer(models.Unigram(scores, unk_id=0))
+    backend.add_special_tokens(["<unk>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"unk_token": "<unk>"}))
+    (ids,) = tokenization.encode(tokenization.load(tmp_path), ["a<turn>?"])
+    assert ids.tolist() == [2, 1, 0]
+    backend.add_special_tokens(["<turn>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"spells '<turn>' .* could forge it"):
+        tokenization.load(tmp_path)
+
+
 # In every family (`family_dir`).
 
 
@@ -222,6 +237,7 @@ def test_bos_and_eos_are_the_familys(family_dir: Path, extended: tuple[Vocabular
     assert (vocab.bos_token_id is None) == (family_dir.name == "qwen")
 
 
+@settings(max_examples=60, deadline=None)
 @given(text=st.text(min_size=1, max_size=80))
 @example(" leading")
 @example("  a\t\tb \r\n\r\n  c   ")
@@ -236,6 +252,7 @@ def test_ids_are_those_of_transformers(
         assert stock(text, add_special_tokens=False).input_ids == ids.tolist()
 
 
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_text_spells_no_control_token(
     extended: tuple[Vocabulary, Any], data: st.DataObject
@@ -250,6 +267,7 @@ def test_text_spells_no_control_token(
     assert vocab.backend.decode(ids.tolist(), skip_special_tokens=False) == text
 
 
+@settings(max_examples=60, deadline=None)
 @given(text=st.text())
 @example("a\0b\r\n\r\n e\u0301\u0323 😀👨\u200d👩\u200d👧 \U0001f1e9\U0001f1ea \ufffd \u2028")
 def test_text_survives(family_dir: Path, extended: tuple[Vocabulary, Any], text: str) -> None:
