@@ -1,66 +1,17 @@
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes import BOS, EOS, RECIPE, S0, S1, SENTENCE, draw, ids, of_kind, split, text, words
 
-from gem_ds import documents, job, layout, tokenization
-from gem_ds.documents import Document, Draw, Pair, Recipe
+from gem_ds import documents, layout
+from gem_ds.documents import Draw, Pair
 from gem_ds.errors import InputError
 from gem_ds.records import Skip
 from gem_ds.sentences import Breaks
-
-BOS, EOS, S0, S1 = 1000, 1001, 1002, 1003
-SENTENCE = 7  # tokens: the last of them is a full stop
-
-
-def ids(*tokens: int) -> np.ndarray:
-    return np.array(tokens, dtype=np.int32)
-
-
-RECIPE = Recipe(
-    row_length=20,
-    kinds={"plain": 1.0},
-    at_sentences=False,
-    min_prefix=2,
-    max_prefix=20,
-    min_suffix=3,
-    skip_long_pairs=False,
-    bos=ids(BOS),
-    summary_tokens=ids(S0, S1),
-    eos=ids(EOS),
-    breaks=Breaks({i: b"." if i % SENTENCE == SENTENCE - 1 else b" w" for i in range(1000)}),
-    seed=0,
-)
-
-
-def text(n: int) -> np.ndarray:
-    return np.arange(n, dtype=np.int32)
-
-
-def draw(copy: int = 0) -> Draw:
-    return Draw(7, 0, copy)
-
-
-def of_kind(kind: str, **changes: Any) -> Recipe:
-    return replace(RECIPE, kinds={kind: 1.0}, **changes)
-
-
-def split(
-    n: int, recipe: Recipe, copy: int = 0, notes: Counter[str] | None = None
-) -> list[Document]:
-    return documents.of_text(text(n), draw(copy), recipe, Counter() if notes is None else notes)
-
-
-def words(document: Document) -> tuple[list[int], list[int]]:
-    """The text before the summary tokens, and after them."""
-    _, summary, suffix, end = document.bounds
-    parts = document.input_ids[:summary], document.input_ids[suffix:end]
-    return tuple([t for t in part.tolist() if t < BOS] for part in parts)
 
 
 def test_plain() -> None:
@@ -83,104 +34,6 @@ def test_a_text_without_anything_to_predict_is_skipped() -> None:
     with pytest.raises(Skip, match="too short for a target"):
         split(1, bare)
     assert len(split(2, bare)) == 1
-
-
-# Where a continuation is cut.
-
-
-def cuts(n: int, recipe: Recipe, times: int = 400) -> Counter[int]:
-    """How often the prefix has how many tokens of text; 0 where there is no cut."""
-    found: Counter[int] = Counter()
-    for copy in range(times):
-        (made,) = split(n, recipe, copy)
-        _, summary, suffix, _ = made.bounds
-        is_cut = made.kind == "continuation"
-        assert made.input_ids[summary:suffix].tolist() == [S0, S1] * is_cut
-        found[len(words(made)[0]) if is_cut else 0] += 1
-    return found
-
-
-def test_a_continuation_is_cut_at_every_allowed_place() -> None:
-    found = cuts(8, of_kind("continuation"))
-    assert sorted(found) == [2, 3, 4, 5]  # tokens of text before the cut: at least 2, 3 after it
-    assert min(found.values()) > 60
-
-
-def test_a_prefix_has_at_most_so_many_tokens() -> None:
-    found = cuts(15, of_kind("continuation", min_prefix=4, max_prefix=6))
-    assert sorted(found) == [4, 5, 6]
-    assert min(found.values()) > 90
-    assert sorted(cuts(8, of_kind("continuation", min_prefix=4, max_prefix=6))) == [4, 5]
-    assert sorted(cuts(7, of_kind("continuation", min_prefix=5, max_prefix=6))) == [0]
-
-
-def test_a_continuation_is_cut_where_a_sentence_ends() -> None:
-    recipe = of_kind("continuation", at_sentences=True, row_length=60, max_prefix=60)
-    found = cuts(30, recipe)
-    assert sorted(found) == [7, 14, 21]  # 28 leaves too little
-    assert min(found.values()) > 90
-    assert sorted(cuts(30, replace(recipe, min_prefix=8, max_prefix=20), 50)) == [14]
-
-
-def test_without_a_sentence_to_cut_at_any_place_will_do() -> None:
-    notes: Counter[str] = Counter()
-    recipe = of_kind("continuation", at_sentences=True)
-    assert {len(words(split(7, recipe, copy, notes)[0])[0]) for copy in range(99)} == {2, 3, 4}
-    assert notes["no_sentence_to_cut_at"] == 99
-    split(17, recipe, 0, notes)
-    split(7, of_kind("continuation"), 0, notes)
-    assert notes["no_sentence_to_cut_at"] == 99
-
-
-def test_a_text_too_short_to_cut_becomes_plain() -> None:
-    notes: Counter[str] = Counter()
-    (made,) = split(4, of_kind("continuation"), notes=notes)
-    assert made.kind == "plain"
-    assert notes["too_short_to_cut"] == 1
-
-
-def test_cuts_are_read_and_checked() -> None:
-    assert documents.parse_cut("uniform") == (False, 1, None)
-    assert documents.parse_cut("sentence") == (True, 1, None)
-    assert documents.parse_cut("32-256") == (False, 32, 256)
-    assert documents.parse_cut("5-5") == (False, 5, 5)
-    for wrong in ("", "32", "32-", "-5", "0-5", "6-5", "a-b", "1-2-3", "Sentence", "1.5-3", "²-³"):
-        with pytest.raises(InputError, match=f"--cut {wrong}"):
-            documents.parse_cut(wrong)
-
-
-@pytest.mark.parametrize(
-    ("cut", "expected"),
-    [
-        ("uniform", (False, 8, 64)),
-        ("sentence", (True, 8, 64)),
-        ("3-9", (False, 8, 9)),
-        ("16-99", (False, 16, 99)),
-    ],
-)
-def test_a_recipe_is_made_of_the_flags(
-    tokenizer_dir: Path, cut: str, expected: tuple[bool, int, int]
-) -> None:
-    vocab, summary = tokenization.add_summary_tokens(tokenization.load(tokenizer_dir), 2)
-    asked = {"cut": cut, "row_length": 64, "min_prefix": 8, "min_suffix": 4, "seed": 3}
-    asked |= {"long_pairs": "skip", "summary_token_ids": summary}
-    asked |= {"kinds": {"a": {"plain": 1.0}, "b": {"pair": 1.0}}}
-    made = job.recipes(asked, vocab)
-    assert {name: recipe.kinds for name, recipe in made.items()} == asked["kinds"]
-    recipe = made["a"]
-    assert (recipe.at_sentences, recipe.min_prefix, recipe.max_prefix) == expected
-    assert (recipe.min_suffix, recipe.skip_long_pairs, recipe.seed) == (4, True, 3)
-    assert (recipe.bos, recipe.eos, recipe.summary_tokens.tolist()) == ([0], [1], summary)
-    # What the flags promise, on text.
-    sentences = "The path is a string. It has parts. They are joined. " * 2
-    (encoded,) = tokenization.encode(vocab, [sentences])
-    recipe = replace(recipe, kinds={"continuation": 1.0}, row_length=200)
-    for copy in range(20):
-        (document,) = documents.of_text(encoded, draw(copy), recipe, Counter())
-        if cut == "sentence":
-            prefix = vocab.backend.decode(document.input_ids[: document.bounds[1]].tolist())
-            assert prefix.endswith(".")
-            assert sentences.startswith(prefix)
 
 
 # Texts too long for a row.
@@ -257,10 +110,15 @@ def test_a_text_without_late_breaks_fills_the_room() -> None:
 
 def test_kinds_of_a_split_text_are_drawn_anew_and_are_never_pairs() -> None:
     shares = {"plain": 0.3, "continuation": 0.2, "reconstruction": 0.2, "pair": 0.3}
-    recipe = replace(RECIPE, kinds=shares)
-    copies = [c for c in range(50) if documents.draw_kind(shares, draw(c).random(0)) != "pair"]
-    kinds = [{document.kind for document in split(400, recipe, copy)} for copy in copies]
-    assert all(found == {"plain", "continuation", "reconstruction"} for found in kinds)
+    kinds = {document.kind for document in split(400, replace(RECIPE, kinds=shares))}
+    assert kinds == {"plain", "continuation", "reconstruction"}
+    recipe = replace(RECIPE, kinds={"reconstruction": 0.1, "pair": 0.9})
+    copies = [
+        c for c in range(99) if documents.draw_kind(recipe.kinds, draw(c).random(0)) != "pair"
+    ]
+    assert len(copies) > 3
+    kinds = {document.kind for copy in copies for document in split(400, recipe, copy)}
+    assert kinds == {"reconstruction"}
 
 
 # Pairs.

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gem_ds import tokenization
@@ -37,6 +37,7 @@ def is_break(text: str, at: int) -> bool:
     return said.endswith(("。", "！", "？", "।")) and after not in CLOSING  # noqa: RUF001
 
 
+@settings(max_examples=60, deadline=None)
 @given(parts=TEXTS)
 @example(['He said "Stop. Go!" (Really?) Then: 3.14 (e.g. this).) "So."'])
 @example(["吾輩は猫である。名前はまだ無い。「どこ。」本当？はい！\n\n次の行\r\n😀。😀"])  # noqa: RUF001
@@ -74,6 +75,7 @@ def spelled(breaks: Breaks, ids: np.ndarray) -> str:
     return b"".join(breaks.spelled[i] for i in ids.tolist()).decode()
 
 
+@settings(max_examples=60, deadline=None)
 @given(text=st.text(min_size=1))
 @example("\ufffd 日本語 😀 \0")
 def test_tokens_spell_the_text(vocab: Vocabulary, breaks: Breaks, text: str) -> None:

@@ -53,7 +53,7 @@ def test_each_record_becomes_its_text_or_its_chat(
 ) -> None:
     path, output = tmp_path / f"corpus.{write.__name__}", tmp_path / "out"
     places = write(path)
-    options = {"kinds": "plain=0.5,pair=0.5", "messages_field": "messages", "epochs": 3}
+    options = {"kinds": "plain=0.8,pair=0.2", "messages_field": "messages", "epochs": 3}
     options |= {"row_length": 512, "workers": 1, "max_bad_fraction": 0.0}
     prepare(PrepareConfig([str(path)], str(family_dir), str(output), **options))
     shards = Shards(output)
@@ -68,5 +68,6 @@ def test_each_record_becomes_its_text_or_its_chat(
             else:
                 assert ids == [*stock(f"Text {i}.").input_ids, shards.manifest.eos_token_id]
             drawn[i] += 1
+    assert 0 < shards.manifest.counts["documents"]["pair"] < N
     assert {drawn[i] for i in range(N)} == {3}
-    assert drawn[N] == 3 - sum(shards.manifest.counts["skipped"].values()) < 3
+    assert drawn[N] == 3 - sum(shards.manifest.counts["skipped"].values())
