@@ -18,7 +18,7 @@ from gem_ds.errors import InputError
 
 AHEAD = 1 << 20  # bytes that are asked of a store beyond those that are read
 # What stores call the version of a file.
-MARKS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "Last-Modified", "mtime")
+MARKS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "Last-Modified", "mtime")
 
 
 def is_local(path: str) -> bool:
@@ -143,6 +143,6 @@ def _below(folder: str, is_wanted: Callable[[str], bool]) -> list[str]:
         folders[:] = [] if real in seen else sorted(folders)
         seen.add(real)
         for path in (os.path.join(at, name) for name in sorted(names)):
-            if is_wanted(os.path.relpath(path, folder)):
+            if is_wanted(path[len(folder) :].lstrip("/")):
                 found.setdefault(os.path.realpath(path), path)
     return list(found.values())

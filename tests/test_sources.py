@@ -114,12 +114,14 @@ def test_block_size_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "empty.jsonl").touch()
     found = inputs.find([str(tmp_path)])
     whole = read(found)
-    for size in (1, 7, 50):
+    for size in (1, 7, 50, 1000):
         monkeypatch.setattr(sources, "BLOCK_BYTES", size)
         assert read(found) == whole
     for n in (1, 3):
         monkeypatch.setattr(sources, "BLOCK_RECORDS", n)
         assert read(found) == whole
+        held = [len(b.records) for b in sources.blocks(found, sources.whole(found), lambda _: [])]
+        assert max(held) == n
     parts = sources.whole(found)
     reached = [0] * len(parts)
     ordinals: list[list[int]] = [[] for _ in parts]

@@ -15,6 +15,8 @@ from reading import TEXTS, jsonl, read, save_every_format, texts
 
 from gem_ds import inputs, sources, stores, units
 from gem_ds.errors import InputError
+from gem_ds.prepare import prepare
+from gem_ds.prepare_config import PrepareConfig
 from gem_ds.sources import Part
 
 
@@ -177,3 +179,27 @@ def test_a_store_that_fails_is_named(tmp_path: Path, server: Server) -> None:
     server.server_close()
     with pytest.raises(InputError, match=rf"{address} cannot be read at the start \("):
         texts(found)
+
+
+def test_shards_of_a_store_are_those_of_its_files(
+    tokenizer_dir: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With worker processes, each of which reaches the store by itself."""
+    monkeypatch.setattr(units, "MIN_UNIT", 1 << 12)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / "www" / name).write_bytes(jsonl([f"{name} {i} and words" for i in range(300)]))
+    made = []
+    for i, address in enumerate((str(tmp_path / "www"), f"{server.address}/")):
+        output = str(tmp_path / f"out-{i}")
+        config = PrepareConfig([address], str(tokenizer_dir), output, 512, "plain=1", workers=2)
+        made.append(prepare(config))
+    here, there = made
+    assert here
+    assert there
+    assert len(here.files) > 5
+    assert here.files == there.files
+
+
+def test_an_error_is_told_in_a_line() -> None:
+    assert stores.reason(OSError("\nno bucket\nhint: make one")) == "OSError: no bucket"
+    assert stores.reason(TimeoutError()) == "TimeoutError"
