@@ -43,7 +43,7 @@ from gem_ds.prepare_config import LOCAL, RAY, PrepareConfig
 from gem_ds.tokenization import Vocabulary
 from gem_ds.units import PLAN, Plan
 
-LOCK, TURN = "lock", "turn"
+LOCK = "lock"
 NOT_ASKED = {  # what changes nothing of the shards
     *("input", "output", "tokenizer", "workers", "executor", "share", "only_plan", "tasks"),
     *("slurm", "memory_gb", "max_bad_fraction"),
@@ -75,8 +75,7 @@ def prepare(config: PrepareConfig) -> Manifest | None:
         return manifest
     try:
         with _claimed(output, alone=not config.share):
-            with _in_turn(output):
-                plan = _plan(config, output, found, asked, vocab, shares)
+            plan = _plan(config, output, found, asked, vocab, shares)
             if config.only_plan:
                 print(f"{output / PLAN}: {len(plan.units):,} units")
                 return None
@@ -86,8 +85,7 @@ def prepare(config: PrepareConfig) -> Manifest | None:
                 print(f"{output}: share {config.share} is done, {len(missing):,} units are missing")
             if missing or config.share:
                 return None
-            with _in_turn(output):
-                manifest = finish.finish(plan, output, config.max_bad_fraction)
+            manifest = finish.finish(plan, output, config.max_bad_fraction)
     except OSError as error:
         raise InputError(
             f"{output} could not be written ({error.strerror or error}); it is not finished: "
@@ -131,15 +129,6 @@ def _claimed(output: Path, alone: bool) -> Iterator[None]:
         if alone:
             files.remove_leftovers(output)
             files.remove_leftovers(output / job.UNITS)
-        yield
-
-
-@contextlib.contextmanager
-def _in_turn(output: Path) -> Iterator[None]:
-    """For what one does for all that do shares: the plan, the end. Who comes next finds it done."""
-    with (output / TURN).open("a") as turn:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(turn, fcntl.LOCK_EX)
         yield
 
 
