@@ -6,6 +6,7 @@ the place of what messages spell before the template is rendered; afterwards ali
 change places, and the tokenizer knows the aliases as control tokens and the spellings as text.
 """
 
+import datetime
 import json
 import re
 import secrets
@@ -22,6 +23,8 @@ from gem_ds.records import Skip, encodable
 from gem_ds.tokenization import Ids, Vocabulary
 
 LONGEST = tokenization.CALL  # characters: a chat is encoded in one piece
+NOW = "strftime_now("
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 NO_ANSWER = "no assistant message after another"
 NO_CALLS = "chat template knows no tool calls"
 NOT_PREFIX = "chat template rewrites earlier messages"
@@ -29,8 +32,12 @@ REFUSED = "refused by the chat template"
 TOO_LONG = f"chat longer than {LONGEST >> 20} Mi characters"
 
 
-def template_of(vocab: Vocabulary) -> str:
-    """The tokenizer's chat template; raises `InputError` if it has none."""
+def template_of(vocab: Vocabulary, date: str = "") -> str:
+    """The tokenizer's chat template; raises `InputError` if it has none.
+
+    Where it writes the day's date, it writes `date` (YYYY-MM-DD) instead, without which that is an
+    `InputError` too: the same command is to give the same shards on another day.
+    """
     config = json.loads(vocab.side_files.get("tokenizer_config.json", "{}"))
     template = vocab.side_files.get("chat_template.jinja") or config.get("chat_template")
     if isinstance(template, list):  # several by name, as older files have them
@@ -40,7 +47,17 @@ def template_of(vocab: Vocabulary) -> str:
             f"the tokenizer in {vocab.source} has no chat template, which --messages-field "
             "needs; take the tokenizer of the chat model, or put a chat_template.jinja there"
         )
-    return str(template)
+    text = str(template)
+    if NOW in text and date:
+        day = datetime.date.fromisoformat(date)
+        text = TODAY.sub(lambda match: repr(day.strftime(match[2])), text)  # a template's string
+    if NOW in text:
+        raise InputError(
+            f"the chat template in {vocab.source} writes the day's date; give one with --chat-date "
+            "YYYY-MM-DD, so that the same command gives the same shards on another day"
+            + (" (its format is computed: write it out in the template)" if date else "")
+        )
+    return text
 
 
 @dataclass(frozen=True)
@@ -55,8 +72,8 @@ class Chat:
     id_of: Ids  # (V + aliases,): the id of what an alias stands for; other ids are themselves
 
     @classmethod
-    def of(cls, vocab: Vocabulary) -> "Chat":
-        """Raises `InputError` if the tokenizer has no chat template."""
+    def of(cls, vocab: Vocabulary, date: str = "") -> "Chat":
+        """See `template_of` for the date, and what it raises."""
         added = vocab.backend.get_added_tokens_decoder()
         controls = {i: token for i, token in added.items() if token.special}
         secret = secrets.randbits(64)  # in ids it leaves no trace
@@ -72,7 +89,7 @@ class Chat:
         pairs = [(t.content, a.content) for t, a in zip(controls.values(), aliases, strict=True)]
         other = dict(pairs) | {alias: spelling for spelling, alias in pairs}
         known = re.compile(_any_of(set(other)))
-        return cls(template_of(vocab), vocab.named, other, known, with_aliases.backend, id_of)
+        return cls(template_of(vocab, date), vocab.named, other, known, with_aliases.backend, id_of)
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> tuple[Ids, Ids]:
         """Ids of what leads to the last assistant message, and of that message.

@@ -94,9 +94,9 @@ def receipt(folder: Path, plan: Plan, unit: int) -> dict[str, Any] | None:
     return found
 
 
-def chat_template_sha256(vocab: tokenization.Vocabulary) -> str:
-    """Of the chat template; raises `InputError` if there is none."""
-    return hashlib.sha256(template_of(vocab).encode()).hexdigest()
+def chat_template_sha256(vocab: tokenization.Vocabulary, date: str) -> str:
+    """Of the chat template; raises `InputError` if there is none, or it needs a date."""
+    return hashlib.sha256(template_of(vocab, date).encode()).hexdigest()
 
 
 @lru_cache(1)
@@ -111,7 +111,7 @@ def load(folder: Path, digest: str) -> Job:
     if tokenization.fingerprint(vocab) != plan.asked["tokenizer"]:
         raise InputError(f"{folder / TOKENIZER} is not the tokenizer of the plan; {shards.AGAIN}")
     asked = plan.asked
-    chat = Chat.of(vocab) if asked["messages_field"] else None
+    chat = Chat.of(vocab, asked["chat_date"]) if asked["messages_field"] else None
     return Job(folder, plan, vocab, recipes(asked, vocab), chat)
 
 

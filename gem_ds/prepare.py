@@ -105,7 +105,9 @@ def settings(
         "summary_token_ids": summary_ids,
         "tokenizer": tokenization.fingerprint(vocab),
         "bos_and_eos": [vocab.bos_token_id, vocab.eos_token_id],
-        "chat_template": job.chat_template_sha256(vocab) if config.messages_field else "",
+        "chat_template": (
+            job.chat_template_sha256(vocab, config.chat_date) if config.messages_field else ""
+        ),
     }
 
 

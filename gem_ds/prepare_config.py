@@ -1,5 +1,6 @@
 """The flags of data preparation, and what they must be."""
 
+import datetime
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,7 @@ class PrepareConfig:
     context_field: str = _flag("context", "field of the context, for kind pair")
     answer_field: str = _flag("answer", "field of the answer, for kind pair")
     messages_field: str = _flag("", "field of chat messages, which make the pairs instead")
+    chat_date: str = _flag("", "day, as 2026-01-31, for chat templates that write today's date")
     text_unit: str = _flag("paragraph", "what a record of plain text is", choices=sources.UNITS)
     cut: str = _flag("uniform", "where a continuation is cut: uniform, sentence, or 32-256 tokens")
     min_prefix: int = _flag(8, "least tokens of text before a continuation's summary tokens")
@@ -93,6 +95,10 @@ class PrepareConfig:
             )
         if self.mix_records and not self.mix:
             raise InputError("--mix-records is of a mixture; give --mix too")
+        try:
+            datetime.date.fromisoformat(self.chat_date or "2000-01-01")
+        except ValueError:
+            raise InputError(f"--chat-date {self.chat_date}: give a day as 2026-01-31") from None
         if self.share:
             self.share_of([])
         _, least_prefix, most = documents.parse_cut(self.cut)

@@ -161,3 +161,17 @@ def test_lone_surrogates_anywhere_are_skipped(tokenizer_dir: Path) -> None:
             encoded(found, [{"role": "user"} | first, {"role": "assistant", "content": "y"}])
     with pytest.raises(Skip, match=SURROGATE):
         encoded(found, [{"role": "\udc00", "content": "x"}, *turns(["x", "y"])])
+
+
+def test_the_day_is_the_one_that_is_given(tokenizer_dir: Path) -> None:
+    """As Llama 3.2 has it: a template that writes today's date would make other shards tomorrow."""
+    template = (
+        "{%- if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ day }} {% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    vocab = tokenization.load(tokenizer_dir)
+    vocab = replace(vocab, side_files={"chat_template.jinja": template})
+    with pytest.raises(InputError, match="writes the day's date; give one with --chat-date"):
+        Chat.of(vocab)
+    context, answer = Chat.of(vocab, "2024-07-26").encode(turns(["x", "y"]))
+    assert vocab.backend.decode([*context, *answer]) == "26 Jul 2024 xy"
