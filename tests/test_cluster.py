@@ -75,7 +75,7 @@ def test_slurm_arrays_make_the_same_shards(cluster, flags, expected, tmp_path):
     temporary = output / "units" / "00000.json.host-1.tmp"  # as of a task that is at work
     temporary.parent.mkdir(exist_ok=True)
     temporary.touch()
-    # It begins in four seconds. Asked while it is under way, it submits nothing, and does not disturb.
+    # It begins in four seconds. Asked meanwhile, it submits nothing, and does not disturb.
     assert "job" in shard(*command, env=cluster).stdout.split("done; ")[-1]
     assert temporary.exists()
     assert finished(output) == expected
