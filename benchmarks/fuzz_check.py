@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import zstandard
 from fuzz_cases import BINARY, BOM, FIELDS, Case
 
+from gem_ds.files import sha256
 from gem_ds.finish import QUARANTINE
 from gem_ds.records import place_of, record_id
 from gem_ds.shards import Shards
@@ -116,7 +117,7 @@ def check(case: Case, paths: list[Path], folder: Path, spelled: Spelled) -> None
     options, epochs = case.options, case.options["epochs"]
     shards = Shards(folder)
     manifest = shards.manifest
-    shards.verify()
+    assert all(sha256(folder / f["name"]) == f["sha256"] for f in manifest.files)
     counts = manifest.counts
     skipped = counts["skipped"]
     assert counts["documents_in"] == counts["records_written"] + sum(skipped.values())

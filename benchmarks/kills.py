@@ -250,6 +250,7 @@ def variants(work: Torture) -> None:
     for workers in (1, 2, 8):
         work.quiet(f"workers-{workers}", "--workers", workers, hash_seed=workers)
         work.compare(f"workers-{workers}")
+    begin(command(work.corpus, work.folder / "shares", "--only-plan"), work.log).wait()
     flags = [("--share", f"{i}/3", "--workers", 1) for i in range(3)]
     commands = [command(work.corpus, work.folder / "shares", *more) for more in flags]
     for process in [begin(each, work.log) for each in commands]:

@@ -1,132 +1,148 @@
 """Chat records as pairs: what came before the last answer, and the answer, by the model's template.
 
 The template's control tokens become control tokens; what messages say stays text, control spellings
-included.
+included. To tell them apart, each control token has an alias that no text can know. Aliases take
+the place of what messages spell before the template is rendered; afterwards aliases and spellings
+change places, and the tokenizer knows the aliases as control tokens and the spellings as text.
 """
 
+import datetime
 import json
 import re
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken
 
 from gem_ds import tokenization
 from gem_ds.errors import InputError
-from gem_ds.records import Skip
-from gem_ds.tokenization import PIECE, Ids, Vocabulary
+from gem_ds.records import Skip, encodable
+from gem_ds.tokenization import Ids, Vocabulary
 
+LONGEST = tokenization.CALL  # characters: a chat is encoded in one piece
+NOW = "strftime_now("
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 NO_ANSWER = "no assistant message after another"
-REFUSED = "refused by the chat template"
+NO_CALLS = "chat template knows no tool calls"
 NOT_PREFIX = "chat template rewrites earlier messages"
-STAND_IN = (
-    "\ue000{}\ue001"  # private use: stands for the i-th control token where a message spells it
-)
+REFUSED = "refused by the chat template"
+TOO_LONG = f"chat longer than {LONGEST >> 20} Mi characters"
 
 
-class Rendered(NamedTuple):
-    """A context and its answer as the template writes them.
+def template_of(vocab: Vocabulary, date: str = "") -> str:
+    """The tokenizer's chat template; raises `InputError` if it has none.
 
-    Where a message spells a control token there is a stand-in, if `forged`.
+    Where it writes the day's date, it writes `date` (YYYY-MM-DD) instead, without which that is an
+    `InputError` too: the same command is to give the same shards on another day.
     """
-
-    context: str
-    answer: str
-    forged: bool
+    config = json.loads(vocab.side_files.get("tokenizer_config.json", "{}"))
+    template = vocab.side_files.get("chat_template.jinja") or config.get("chat_template")
+    if isinstance(template, list):  # several by name, as older files have them
+        template = {one["name"]: one["template"] for one in template}.get("default")
+    if not template:
+        raise InputError(
+            f"the tokenizer in {vocab.source} has no chat template, which --messages-field "
+            "needs; take the tokenizer of the chat model, or put a chat_template.jinja there"
+        )
+    text = str(template)
+    if NOW in text and date:
+        day = datetime.date.fromisoformat(date)
+        text = TODAY.sub(lambda match: repr(day.strftime(match[2])), text)  # a template's string
+    if NOW in text:
+        raise InputError(
+            f"the chat template in {vocab.source} writes the day's date; give one with --chat-date "
+            "YYYY-MM-DD, so that the same command gives the same shards on another day"
+            + (" (its format is computed: write it out in the template)" if date else "")
+        )
+    return text
 
 
 @dataclass(frozen=True)
 class Chat:
     """A tokenizer's chat template, and what it takes to encode what that writes."""
 
-    vocab: Vocabulary
     template: str
-    tokens: dict[str, str]  # bos_token and so on, which templates refer to
-    controls: tuple[str, ...]
-    parsing: Any  # the tokenizer, turning control spellings into control tokens
+    named: Mapping[str, str]  # bos_token and so on, which templates refer to
+    other: Mapping[str, str]  # the alias of a control token's spelling, and the reverse
+    known: re.Pattern[str]  # any of those
+    backend: Any  # the tokenizer, turning aliases into tokens
+    id_of: Ids  # (V + aliases,): the id of what an alias stands for; other ids are themselves
 
     @classmethod
-    def of(cls, vocab: Vocabulary) -> "Chat":
-        """Raises `InputError` if the tokenizer has no chat template."""
-        config = json.loads(vocab.side_files.get("tokenizer_config.json", "{}"))
-        template = vocab.side_files.get("chat_template.jinja") or config.get("chat_template")
-        if isinstance(template, list):  # several by name, as older files have them
-            template = {one["name"]: one["template"] for one in template}.get("default")
-        if not template:
-            raise InputError(
-                f"the tokenizer in {vocab.source} has no chat template, which --messages-field "
-                "needs; take the tokenizer of the chat model, or put a chat_template.jinja there"
+    def of(cls, vocab: Vocabulary, date: str = "") -> "Chat":
+        """See `template_of` for the date, and what it raises."""
+        added = vocab.backend.get_added_tokens_decoder()
+        controls = {i: token for i, token in added.items() if token.special}
+        secret = secrets.randbits(64)  # in ids it leaves no trace
+        aliases = [
+            AddedToken(
+                f"\ue000{secret}.{i}\ue001", lstrip=t.lstrip, rstrip=t.rstrip, normalized=False
             )
-        names = {key: config[key] for key in config if key.endswith("_token") and config[key]}
-        tokens = {k: v["content"] if isinstance(v, dict) else str(v) for k, v in names.items()}
-        added = vocab.backend.get_added_tokens_decoder().values()
-        controls = sorted((str(t.content) for t in added if t.special), key=lambda c: (-len(c), c))
-        parsing = Tokenizer.from_str(vocab.backend.to_str())
-        parsing.encode_special_tokens = False
-        return cls(vocab, template, tokens, tuple(controls), parsing)
+            for i, t in controls.items()
+        ]
+        with_aliases, alias_ids = tokenization.with_tokens(vocab, aliases)
+        id_of = np.arange(with_aliases.size, dtype=np.int32)
+        id_of[alias_ids] = list(controls)
+        pairs = [(t.content, a.content) for t, a in zip(controls.values(), aliases, strict=True)]
+        other = dict(pairs) | {alias: spelling for spelling, alias in pairs}
+        known = re.compile(_any_of(set(other)))
+        return cls(template_of(vocab, date), vocab.named, other, known, with_aliases.backend, id_of)
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> Rendered:
-        """The last assistant message and what leads to it. Raises `Skip` if there is none."""
+    def encode(self, messages: Sequence[dict[str, Any]]) -> tuple[Ids, Ids]:
+        """Ids of what leads to the last assistant message, and of that message.
+
+        Together they are those of Transformers' ``apply_chat_template``, messages that spell
+        control tokens aside. Raises `Skip` if there is no such message, or the template fails.
+        """
         roles = [message.get("role") for message in messages]
         last = max((i for i, role in enumerate(roles) if role == "assistant"), default=0)
         if not last:
             raise Skip(NO_ANSWER)
-        safe = self._replaced(messages[: last + 1])
+        if "tool_calls" not in self.template and any(m.get("tool_calls") for m in messages):
+            raise Skip(NO_CALLS)
+        safe = [self._swapped(message) for message in messages[: last + 1]]
         context, whole = self._render(safe[:-1]), self._render(safe)
         if not whole.startswith(context):
             raise Skip(NOT_PREFIX)
-        return Rendered(context, whole[len(context) :], safe != list(messages[: last + 1]))
+        if len(whole) > LONGEST:
+            raise Skip(TOO_LONG)
+        context, answer = self._swapped(context), self._swapped(whole[len(context) :])
+        encoding = self.backend.encode(context + answer, add_special_tokens=False)
+        # A token of both, which a tokenizer may make where they meet, is the answer's.
+        n = sum(end <= len(context) for _, end in encoding.offsets)
+        ids = self.id_of[encoding.ids]
+        return ids[:n], ids[n:]
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         # Transformers' own rendering; it loads in a second, and loads no torch.
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, _ = render_jinja_template([messages], chat_template=self.template, **self.tokens)
-        except (
-            Exception
-        ):  # a template raises whatever it likes, for roles or fields it does not know
+            texts, _ = render_jinja_template([messages], chat_template=self.template, **self.named)
+        except Exception:  # whatever a template raises for roles or fields that it does not know
             raise Skip(REFUSED) from None
-        return str(texts[0])
+        return encodable(texts[0])
 
-    def _replaced(self, value: Any) -> Any:
-        """Messages with stand-ins for control tokens, in every string of theirs."""
+    def _swapped(self, value: Any) -> Any:
+        """The value with aliases for control spellings, and the reverse, in every string of it."""
+        if isinstance(value, str):
+            return self.known.sub(lambda match: self.other[match[0]], value)
         if isinstance(value, dict):
-            return {key: self._replaced(x) for key, x in value.items()}
+            return {self._swapped(key): self._swapped(x) for key, x in value.items()}
         if isinstance(value, list | tuple):
-            return [self._replaced(x) for x in value]
-        if isinstance(value, str) and any(c in value for c in self.controls):
-            for i, control in enumerate(self.controls):
-                value = value.replace(control, STAND_IN.format(i))
+            return [self._swapped(x) for x in value]
         return value
 
-    def encode(self, rendered: Sequence[Rendered]) -> list[tuple[Ids, Ids]]:
-        """Ids of context and answer of each.
 
-        As Transformers' ``apply_chat_template`` gives them; only where a message spells a control
-        token, or is very long, is the text encoded piece by piece, between the template's controls.
-        """
-        texts = [text for item in rendered for text in (item.context, item.answer)]
-        forged = [item.forged for item in rendered for _ in range(2)]
-        ids: list[Ids] = [np.zeros(0, dtype=np.int32)] * len(texts)
-        whole = [i for i, text in enumerate(texts) if not forged[i] and len(text) <= PIECE]
-        encodings = self.parsing.encode_batch_fast(
-            [texts[i] for i in whole], add_special_tokens=False
-        )
-        for i, encoding in zip(whole, encodings, strict=True):
-            ids[i] = np.array(encoding.ids, dtype=np.int32)
-        for i in sorted(set(range(len(texts))) - set(whole)):
-            ids[i] = np.concatenate([ids[i], *self._by_pieces(texts[i])])
-        return list(zip(ids[::2], ids[1::2], strict=True))
-
-    def _by_pieces(self, text: str) -> Iterator[Ids]:
-        pattern = "|".join(map(re.escape, self.controls))
-        for piece in re.split(f"({pattern})", text) if pattern else [text]:
-            if piece in self.controls:
-                yield np.array([self.vocab.backend.token_to_id(piece)], dtype=np.int32)
-            elif piece:
-                for i, control in enumerate(self.controls):
-                    piece = piece.replace(STAND_IN.format(i), control)
-                yield tokenization.encode(self.vocab, [piece])[0]
+def _any_of(words: Set[str]) -> str:
+    """A pattern of the longest of these words, in a time that does not grow with their number."""
+    if words == {""}:
+        return ""
+    rests: dict[str, set[str]] = {}
+    for word in words - {""}:
+        rests.setdefault(word[0], set()).add(word[1:])
+    found = "|".join(re.escape(first) + _any_of(rest) for first, rest in sorted(rests.items()))
+    return f"(?:{found or '(?!)'})" + "?" * ("" in words)

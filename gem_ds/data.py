@@ -1,7 +1,8 @@
 """From packed rows to the micro-batches of a step.
 
-Row order is a seeded permutation of the global row ids per epoch; a step takes a constant number of
-rows whatever the number of ranks, so the state of the data is one number: the step. Micro-batch m
+Row order is a seeded permutation of the row ids of each epoch (the shards may hold several, which
+follow one another); a step takes a constant number of rows whatever the number of ranks, so the
+state of the data is one number: the step. Micro-batch m
 of a step holds the same rows on one rank or on many; rank r takes its stride of them.
 
 A micro-batch is one flat stream: the documents of its rows, then the *view* documents that the
@@ -206,16 +207,24 @@ class Loader:
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
+        self._starts = np.cumsum([0, *shards.manifest.epoch_rows])  # first rows of the epochs
         self._order: tuple[int, Index] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._next: tuple[tuple[int, bool, bool], Future[list[Batch]]] | None = None
 
+    def epoch_at(self, place: int) -> tuple[int, int, range]:
+        """(epoch, place in it, its row ids) of a place in the endless order of rows."""
+        turn, within = divmod(place, len(self.shards))
+        of_turn = int(np.searchsorted(self._starts, within, side="right")) - 1
+        rows = range(int(self._starts[of_turn]), int(self._starts[of_turn + 1]))
+        return turn * self.shards.manifest.epochs + of_turn, within - rows.start, rows
+
     def row_at(self, place: int) -> int:
         """The id of the row at a place in the endless order of rows."""
-        epoch, within = divmod(place, len(self.shards))
+        epoch, within, rows = self.epoch_at(place)
         if self._order is None or self._order[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
-            self._order = epoch, rng.permutation(len(self.shards))
+            self._order = epoch, rows.start + rng.permutation(len(rows))
         return int(self._order[1][within])
 
     def row_ids(self, step: int) -> list[list[int]]:
@@ -243,7 +252,7 @@ class Loader:
         self._thread.shutdown(cancel_futures=True)
 
     def _make(self, step: int, with_targets: bool, with_views: bool) -> list[Batch]:
-        epoch = step * self.rows_per_step // len(self.shards)
+        epoch, _, _ = self.epoch_at(step * self.rows_per_step)
         return [
             make_batch(
                 [self.shards.read(i) for i in ids],

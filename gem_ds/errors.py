@@ -15,6 +15,8 @@ class InputError(ValueError):
 def run(main: Callable[[], None]) -> None:
     """Run a command: an `InputError` or `OSError` becomes one line on stderr and exit status 2.
 
+    Ctrl-C becomes one line too, and exit status 130.
+
     Any other exception is a fault of this program and keeps its traceback. Under a launcher the
     line names the rank that found the error. Ranks other than 0 wait a little first: of an error
     that all ranks find, the launcher then ends them before they repeat it.
@@ -28,3 +30,6 @@ def run(main: Callable[[], None]) -> None:
         where = f" [rank {rank}]" if rank is not None else ""
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)

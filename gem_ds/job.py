@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gem_ds import documents, shards, tokenization
-from gem_ds.chat import Chat
+from gem_ds.chat import Chat, template_of
 from gem_ds.documents import PAIR, Draw, Recipe
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
@@ -94,9 +94,9 @@ def receipt(folder: Path, plan: Plan, unit: int) -> dict[str, Any] | None:
     return found
 
 
-def chat_template_sha256(vocab: tokenization.Vocabulary) -> str:
-    """Of the chat template; raises `InputError` if there is none."""
-    return hashlib.sha256(Chat.of(vocab).template.encode()).hexdigest()
+def chat_template_sha256(vocab: tokenization.Vocabulary, date: str) -> str:
+    """Of the chat template; raises `InputError` if there is none, or it needs a date."""
+    return hashlib.sha256(template_of(vocab, date).encode()).hexdigest()
 
 
 @lru_cache(1)
@@ -105,11 +105,13 @@ def load(folder: Path, digest: str) -> Job:
     plan = Plan.load(folder)
     if plan.digest != digest:
         raise InputError(f"{folder} has another plan by now; run the command again")
+    if not (folder / TOKENIZER).is_dir():
+        raise InputError(f"{folder / TOKENIZER} is missing; {shards.AGAIN}")
     vocab = tokenization.load(folder / TOKENIZER)
     if tokenization.fingerprint(vocab) != plan.asked["tokenizer"]:
         raise InputError(f"{folder / TOKENIZER} is not the tokenizer of the plan; {shards.AGAIN}")
     asked = plan.asked
-    chat = Chat.of(vocab) if asked["messages_field"] else None
+    chat = Chat.of(vocab, asked["chat_date"]) if asked["messages_field"] else None
     return Job(folder, plan, vocab, recipes(asked, vocab), chat)
 
 

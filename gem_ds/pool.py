@@ -31,6 +31,11 @@ class _Worker(Generic[Item]):
     tries: int = 0
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run(
     task: Task[Item],
     items: Sequence[Item],

@@ -7,7 +7,6 @@ missing. Shards depend on the plan, never on who did which unit when.
 
 import contextlib
 import fcntl
-import functools
 import os
 import platform
 import shutil
@@ -15,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from typing import Any
 from tqdm import tqdm
 
 from gem_ds import (
+    cluster,
     files,
     finish,
     inputs,
     job,
+    local,
     mixture,
     pool,
-    sharding,
     shards,
     sources,
     tokenization,
@@ -38,14 +39,14 @@ from gem_ds.documents import RECONSTRUCTION
 from gem_ds.errors import InputError
 from gem_ds.inputs import Input
 from gem_ds.manifest import MANIFEST, TOKENIZER, Manifest
-from gem_ds.prepare_config import LOCAL, PrepareConfig
+from gem_ds.prepare_config import LOCAL, RAY, PrepareConfig
 from gem_ds.tokenization import Vocabulary
 from gem_ds.units import PLAN, Plan
 
-LOCK, TURN = "lock", "turn"
+LOCK = "lock"
 NOT_ASKED = {  # what changes nothing of the shards
     *("input", "output", "tokenizer", "workers", "executor", "share", "only_plan", "tasks"),
-    *("slurm", "max_bad_fraction"),
+    *("slurm", "memory_gb", "max_bad_fraction"),
 }
 # Bytes of shards per byte of text, seen with an 8k vocabulary; larger ones need less.
 BYTES_PER_BYTE = 0.4
@@ -74,18 +75,17 @@ def prepare(config: PrepareConfig) -> Manifest | None:
         return manifest
     try:
         with _claimed(output, alone=not config.share):
-            with _in_turn(output):
-                plan = _plan(config, output, found, asked, vocab, shares)
+            plan = _plan(config, output, found, asked, vocab, shares)
             if config.only_plan:
                 print(f"{output / PLAN}: {len(plan.units):,} units")
                 return None
             _work(config, plan, output)
-            missing = _missing(plan, output)
-            if missing:
-                print(f"{output}: {len(missing):,} of {len(plan.units):,} units are not done yet")
+            missing = local.missing(plan, output)
+            if config.share:  # others do theirs: the manifest is for who comes after all of them
+                print(f"{output}: share {config.share} is done, {len(missing):,} units are missing")
+            if missing or config.share:
                 return None
-            with _in_turn(output):
-                manifest = finish.finish(plan, output, vocab, config.max_bad_fraction)
+            manifest = finish.finish(plan, output, config.max_bad_fraction)
     except OSError as error:
         raise InputError(
             f"{output} could not be written ({error.strerror or error}); it is not finished: "
@@ -105,7 +105,9 @@ def settings(
         "summary_token_ids": summary_ids,
         "tokenizer": tokenization.fingerprint(vocab),
         "bos_and_eos": [vocab.bos_token_id, vocab.eos_token_id],
-        "chat_template": job.chat_template_sha256(vocab) if config.messages_field else "",
+        "chat_template": (
+            job.chat_template_sha256(vocab, config.chat_date) if config.messages_field else ""
+        ),
     }
 
 
@@ -132,22 +134,13 @@ def _claimed(output: Path, alone: bool) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _in_turn(output: Path) -> Iterator[None]:
-    """For what one does for all that do shares: the plan, the end. Who comes next finds it done."""
-    with (output / TURN).open("a") as turn:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(turn, fcntl.LOCK_EX)
-        yield
-
-
 def _plan(
     config: PrepareConfig,
     output: Path,
     found: list[Input],
     asked: dict[str, Any],
     vocab: Vocabulary,
-    shares: dict[str, float],
+    shares: dict[str, Fraction],
 ) -> Plan:
     """The folder's plan, made if there is none; or an `InputError` that says what has changed."""
     now = {name: version(name) for name in ("gem_ds", "tokenizers", "pyarrow", "numpy")}
@@ -166,6 +159,11 @@ def _plan(
                 "otherwise; install those, or remove the folder"
             )
         return plan
+    if config.share:
+        raise InputError(
+            f"{output} has no plan yet, and shares must be of one plan: first run the same command "
+            "with --only-plan instead of --share"
+        )
     _check_space(output, found, asked)
     largest = round(config.unit_megabytes * 1_000_000)
     for item in units.uncut(found, largest):
@@ -218,35 +216,14 @@ def _check_space(output: Path, found: list[Input], asked: dict[str, Any]) -> Non
         )
 
 
-def _missing(plan: Plan, output: Path) -> list[int]:
-    """The units without a receipt, largest first."""
-    missing = [n for n in range(len(plan.units)) if job.receipt(output, plan, n) is None]
-    return sorted(missing, key=lambda n: (-plan.weight(n), n))
-
-
 def _work(config: PrepareConfig, plan: Plan, output: Path) -> None:
     """Do what is missing, or have a cluster do it."""
-    if config.executor != LOCAL:
-        from gem_ds import cluster  # datatrove is an extra
-
-        cluster.run(config, plan, output, _missing(plan, output))
+    missing = local.missing(plan, output)
+    if config.executor == LOCAL:
+        share = set(config.share_of(local.in_order(plan)))
+        mine = [n for n in missing if n in share]
+        local.do_units(plan, output, mine, config.workers or pool.cores())
         return
-    in_order = sorted(range(len(plan.units)), key=lambda n: (-plan.weight(n), n))
-    share = set(config.share_of(in_order))
-    do_units(plan, output, [n for n in _missing(plan, output) if n in share], config.workers)
-
-
-def do_units(plan: Plan, output: Path, numbers: list[int], workers: int) -> None:
-    """Do units in worker processes of this machine."""
-    task = functools.partial(sharding.write_unit, folder=output, digest=plan.digest)
-    bar = tqdm(
-        total=sum(map(plan.weight, numbers)),
-        unit="B",
-        unit_scale=True,
-        desc="sharding",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
-    with bar:
-        warn = functools.partial(tqdm.write, file=sys.stderr)
-        for _ in pool.run(task, numbers, workers, plan.where, bar.update, warn):
-            pass
+    cluster.run(config, plan, output, missing)
+    if config.executor == RAY:
+        cluster.raise_if_missing(plan, output)

@@ -1,7 +1,7 @@
 """The flags of data preparation, and what they must be."""
 
+import datetime
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,6 @@ LOCAL, SLURM, RAY = EXECUTORS = ("local", "slurm", "ray")
 
 def _flag(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,7 @@ class PrepareConfig:
     context_field: str = _flag("context", "field of the context, for kind pair")
     answer_field: str = _flag("answer", "field of the answer, for kind pair")
     messages_field: str = _flag("", "field of chat messages, which make the pairs instead")
+    chat_date: str = _flag("", "day, as 2026-01-31, for chat templates that write today's date")
     text_unit: str = _flag("paragraph", "what a record of plain text is", choices=sources.UNITS)
     cut: str = _flag("uniform", "where a continuation is cut: uniform, sentence, or 32-256 tokens")
     min_prefix: int = _flag(8, "least tokens of text before a continuation's summary tokens")
@@ -58,11 +55,12 @@ class PrepareConfig:
     seed: int = _flag(0, "seed of kinds, cuts, mixture and the order of rows")
     unit_megabytes: float = _flag(256.0, "most text that is one unit of work")
     max_bad_fraction: float = _flag(0.001, "share of undecodable records above which to fail")
-    workers: int = _flag(_cores(), "processes that encode, here or in each task")
+    workers: int = _flag(0, "processes that encode; 0 is one a core, in a cluster's task one")
     executor: str = _flag(LOCAL, "where units are done", choices=EXECUTORS)
     share: str = _flag("", "do only units i of n, written i/n, and leave the rest to others")
     only_plan: bool = _flag(False, "stop when the plan is made")
-    tasks: int = _flag(0, "tasks of a cluster, each with its share of the units; 0 is one a unit")
+    tasks: int = _flag(0, "most tasks of a cluster, each with its share of the units; 0 is 1,000")
+    memory_gb: int = _flag(2, "memory of each worker in a cluster")
     slurm: str = _flag("", "options for sbatch, such as partition=cpu,time=04:00:00,account=me")
 
     def kinds_by_source(self, names: list[str]) -> dict[str, dict[str, float]]:
@@ -83,8 +81,8 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise `InputError` for options that cannot be met, alone or together."""
-        least = {"min_prefix": 1, "min_suffix": 1, "workers": 1, "seed": 0, "epochs": 1}
-        least |= {"summary_tokens": 0, "mix_records": 0, "tasks": 0}
+        least: dict[str, float] = {"min_prefix": 1, "min_suffix": 1, "workers": 0, "seed": 0}
+        least |= {"epochs": 1, "summary_tokens": 0, "mix_records": 0, "tasks": 0, "memory_gb": 1}
         least |= {"unit_megabytes": 1e-6, "max_bad_fraction": 0.0}
         for name, value in least.items():
             if not value <= getattr(self, name) < math.inf:
@@ -97,6 +95,10 @@ class PrepareConfig:
             )
         if self.mix_records and not self.mix:
             raise InputError("--mix-records is of a mixture; give --mix too")
+        try:
+            datetime.date.fromisoformat(self.chat_date or "2000-01-01")
+        except ValueError:
+            raise InputError(f"--chat-date {self.chat_date}: give a day as 2026-01-31") from None
         if self.share:
             self.share_of([])
         _, least_prefix, most = documents.parse_cut(self.cut)

@@ -73,10 +73,14 @@ class Record:
             raise Skip(NOT_TEXT)
         if not value or value.isspace():
             raise Skip(EMPTY)
-        return _encodable(value)
+        return encodable(value)
 
     def messages(self, field: str) -> list[dict[str, Any]]:
-        """The chat messages of a field, as objects or as JSON text; raises `Skip`."""
+        """The chat messages of a field, as objects or as JSON text; raises `Skip`.
+
+        Only a message with tool calls needs no content. What is null is left out, as Transformers
+        does: tables write a null for whatever a message lacks and another has.
+        """
         value = self.value(field)
         if isinstance(value, str | bytes):
             try:
@@ -85,14 +89,18 @@ class Record:
                 raise Skip(NOT_MESSAGES) from None
         if not isinstance(value, list) or not value:
             raise Skip(NOT_MESSAGES)
-        for message in value:
-            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        if not all(isinstance(message, dict) for message in value):
+            raise Skip(NOT_MESSAGES)
+        messages = [{key: x for key, x in m.items() if x is not None} for m in value]
+        for message in messages:
+            content = message.get("content", "" if message.get("tool_calls") else None)
+            if not isinstance(content, str):
                 raise Skip(NOT_MESSAGES)
-            _encodable(message["content"])
-        return value
+        return messages
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """The text; raises `Skip` if it cannot be written in UTF-8."""
     if not text.isascii():
         try:
             text.encode()

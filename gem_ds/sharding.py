@@ -40,6 +40,8 @@ def write_unit(number: int, progress: Progress, *, folder: Path, digest: str) ->
             f"unit {number} ran out of memory; run the same command again with fewer --workers"
         ) from error
     except OSError as error:
+        if job.receipt(folder, job.load(folder, digest).plan, number):  # by another process
+            return
         raise InputError(
             f"{folder} could not be written ({error.strerror or error}); it is not finished: "
             "make room and run the same command again"

@@ -31,8 +31,17 @@ GROUP_TOKENS = 1 << 17  # of full rows in a Parquet row group: half a MiB is rea
 OPEN_FILES = 64  # kept open by a reader
 CACHED_GROUPS = 8
 AGAIN = "remove the folder and run python data_prep/shard.py again"
+REDO = "remove that file and manifest.json, and run the same python data_prep/shard.py again"
 COLUMNS = {"input_ids": pa.int32(), "bounds": pa.int32(), "records": pa.int64()}
 SCHEMA = pa.schema([(name, pa.list_(pa.field("element", t))) for name, t in COLUMNS.items()])
+WRITING: dict[str, Any] = {
+    "compression": "zstd",
+    # High bytes by themselves: an eighth smaller than plain, nearly twice as fast to write.
+    "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in COLUMNS},
+    "use_dictionary": False,
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
 
 
 class Row(NamedTuple):
@@ -95,9 +104,7 @@ class Writer:
             return
         if self._file is None:
             temporary = self._stack.enter_context(replacing(self._path))
-            options: dict[str, Any] = {"use_dictionary": False, "write_statistics": False}
-            options |= {"compression": "zstd", "write_page_checksum": True}
-            writer = pq.ParquetWriter(temporary, SCHEMA, **options)
+            writer = pq.ParquetWriter(temporary, SCHEMA, **WRITING)
             self._file = self._stack.enter_context(writer)
         self._file.write_table(_table(self._rows), row_group_size=self._group)
         self.counts["rows"] += len(self._rows)
@@ -117,10 +124,15 @@ def _table(rows: Sequence[Row]) -> Any:
     columns = []
     for name, kind in COLUMNS.items():
         parts = [getattr(row, name).reshape(-1) for row in rows]
-        ends = np.cumsum([0, *(len(part) for part in parts)])
-        values = pa.array(np.concatenate(parts), type=kind)
-        columns.append(pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), values))
+        ends = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
+        values = np.concatenate(parts).astype(kind.to_pandas_dtype(), casting="safe", copy=False)
+        columns.append(pa.ListArray.from_arrays(_array(ends, pa.int32()), _array(values, kind)))
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _array(values: npt.NDArray[Any], kind: Any) -> Any:
+    """The same memory as an Arrow array; ``pa.array`` would load pandas."""
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def _footer_sha256(path: Path) -> str:
@@ -149,7 +161,7 @@ class Shards:
             size = path.stat().st_size if path.is_file() else None
             if size != file["bytes"]:
                 what = "is missing" if size is None else f"has {size} bytes"
-                raise InputError(f"{path} {what}, {file['bytes']} were written; {AGAIN}")
+                raise InputError(f"{path} {what}, {file['bytes']} were written; {REDO}")
         self.group = group_rows(self.manifest.row_length)
         self._start_process()
 
@@ -193,9 +205,9 @@ class Shards:
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             reason = str(error).split("\n")[0]
-            raise InputError(f"{path} is damaged or unreadable ({reason}); {AGAIN}") from error
+            raise InputError(f"{path} is damaged or unreadable ({reason}); {REDO}") from error
         if len(rows) != n_rows:
-            raise InputError(f"{path}: row group {group} does not have {n_rows} rows; {AGAIN}")
+            raise InputError(f"{path}: row group {group} does not have {n_rows} rows; {REDO}")
         first = group * self.group
         return [self._checked(row, f"{path}, row {first + i}") for i, row in enumerate(rows)]
 
@@ -209,19 +221,12 @@ class Shards:
             "does not name a record for each document": len(row.records) != len(row.bounds),
         }
         for what in (what for what, found in wrong.items() if found):
-            raise InputError(f"{name} {what}; {AGAIN}")
+            raise InputError(f"{name} {what}; {REDO}")
         return row
 
     def _open(self, index: int) -> Any:
         entry = self.manifest.files[index]
         path = self.folder / entry["name"]
         if _footer_sha256(path) != entry["footer_sha256"]:
-            raise InputError(f"{path} is damaged: its footer is not what was written; {AGAIN}")
+            raise InputError(f"{path} is damaged: its footer is not what was written; {REDO}")
         return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
-
-    def verify(self) -> None:
-        """Hash every file. Raises `InputError` if one is not, byte for byte, what was written."""
-        for file in self.manifest.files:
-            path = self.folder / file["name"]
-            if sha256(path) != file["sha256"]:
-                raise InputError(f"{path} is damaged: its sha256 is not what was written; {AGAIN}")

@@ -2,21 +2,19 @@
 
 A part is what can be read by itself: a stretch of a file between line breaks, row groups, rows.
 Each record has the place where it begins, which names it whatever the parts are. Decoding one is
-left to `records`, so one bad byte costs its record, never its file. What inputs there are, `inputs`
-says; how they are cut into parts, `units`.
+left to `records`, so one bad byte costs its record, never its file. What inputs there are,
+`inputs` says; how tables are read, `tables`; how inputs are cut into parts, `units`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gem_ds import inputs
+from gem_ds import stores, tables
 from gem_ds.errors import InputError
-from gem_ds.inputs import JSONL, PARQUET, Input
+from gem_ds.inputs import JSONL, STREAMED, TEXT, Input
 from gem_ds.records import MAX_RECORD, OFFSET_BITS, Record, record_id
 
 BLOCK_BYTES = 1 << 18  # raw text in a block, unless one record is longer
@@ -77,8 +75,9 @@ def blocks(
         reader = Reader(item, part)
         records: list[Record] = []
         size = ordinal = 0
-        with faults_named(item, reader):
+        with stores.faults_named(item.path, reader.where):
             for raw in reader.records(columns(item), text_unit):
+                reader.line = raw.line
                 identity = record_id(part.input, raw.offset)
                 is_json = item.format == JSONL
                 records.append(Record(identity, number, raw.line, ordinal, is_json, raw.item))
@@ -91,70 +90,51 @@ def blocks(
 
 
 def whole(found: Sequence[Input]) -> list[Part]:
-    """A part for each file, all of it."""
+    """A part for each input, all of it."""
     parts = []
     for i, item in enumerate(found):
-        end = item.size
-        if item.format == PARQUET:
-            with parquet(item) as file:
-                end = file.metadata.num_row_groups
+        with stores.faults_named(item.path):
+            end = tables.extent(item) if item.format in tables.FORMATS else item.size
         parts.append(Part(i, 0, end, item.size))
     return parts
 
 
 def _size(content: Any) -> int:
+    """About how many bytes a record takes."""
     if isinstance(content, dict):
         return sum(map(_size, content.values()))
-    return len(content) if isinstance(content, bytes | str | list) else 0
-
-
-@contextmanager
-def faults_named(item: Input, reader: "Reader | None" = None) -> Iterator[None]:
-    """Faults of a file itself, reported as such."""
-    try:
-        yield
-    except MemoryError:  # of Arrow too, which says nothing of the file
-        raise
-    except (pa.ArrowException, OSError, EOFError) as error:
-        where = (
-            f"after line {reader.n_lines:,}" if reader and reader.n_lines else "at its beginning"
-        )
-        reason = str(error).split("\n")[0]
-        raise InputError(
-            f"{item.path} is damaged or cut short {where} ({reason}); get it again or leave it out"
-        ) from error
-
-
-@contextmanager
-def opened(item: Input) -> Iterator[Any]:
-    """An Arrow file on the bytes of an input as they are stored."""
-    if inputs.is_local(item.path):
-        with pa.OSFile(item.path) as file:
-            yield file
-        return
-    fs, path = inputs.filesystem(item.path)
-    with fs.open(path, "rb") as stream, pa.PythonFile(stream, mode="r") as file:
-        yield file
+    if isinstance(content, list):
+        return sum(map(_size, content))
+    return len(content) if isinstance(content, str | bytes) else 0
 
 
 class Reader:
-    """Reads one part; `n_lines` and `position`, in bytes of its weight, say how far it is."""
+    """Reads one part.
+
+    `n_lines` and `position`, in bytes of its weight, say how far it is; `line` is to be the line of
+    the last record that was used.
+    """
 
     def __init__(self, item: Input, part: Part) -> None:
         self.item = item
         self.part = part
         self.n_lines = 0
         self.position = 0
+        self.line = 0
+
+    def where(self) -> str:
+        """How far it is, for people."""
+        is_table = self.item.format in tables.FORMATS
+        at = f"after {'row' if is_table else 'line'} {self.line:,}" if self.line else "at the start"
+        begin = "" if is_table or not self.part.start else f" from byte {self.part.start:,} on"
+        return f" {at}{begin}"
 
     def records(self, columns: Sequence[str], text_unit: str) -> Iterator[Raw]:
         """The records of the part, whatever its format."""
-        match self.item.format:
-            case inputs.PARQUET:
-                return self._rows(columns)
-            case inputs.SAVED | inputs.STREAMED:
-                return self._examples(columns)
-            case inputs.TEXT:
-                return self._whole() if text_unit == "file" else self.paragraphs()
+        if self.item.format in tables.FORMATS:
+            return self._rows(columns)
+        if self.item.format == TEXT:
+            return self._whole() if text_unit == "file" else self.paragraphs()
         return (raw for raw in self.lines() if not _is_blank(raw.item))
 
     def _chunks(self) -> Iterator[bytes]:
@@ -162,7 +142,7 @@ class Reader:
         part, item = self.part, self.item
         if part.end == part.start:
             return
-        with opened(item) as file:
+        with stores.opened(item.path) as file:
             file.seek(part.start)
             stream = pa.CompressedInputStream(file, item.compression) if item.compression else file
             at = part.start
@@ -236,99 +216,16 @@ class Reader:
             yield Raw(1, 0, text)
 
     def _rows(self, columns: Sequence[str]) -> Iterator[Raw]:
-        """Rows as dicts by column, strings as bytes: Arrow does not check that they are UTF-8."""
-        with parquet(self.item) as file:
-            _check_columns(self.item, columns, file.schema_arrow.names)
-            group = file.metadata.row_group
-            row = sum(group(i).num_rows for i in range(self.part.start))
-            groups = list(range(self.part.start, self.part.end))
-            n_rows = sum(group(i).num_rows for i in groups)
-            batches = file.iter_batches(
-                batch_size=256, row_groups=groups, columns=list(columns), use_threads=False
-            )
-            done = 0
-            for batch in batches:
-                values = [_cells(batch.column(batch.schema.get_field_index(c))) for c in columns]
-                for i, cells in enumerate(zip(*values, strict=True)):
-                    place = row + done + i
-                    yield Raw(place + 1, place, dict(zip(columns, cells, strict=True)))
-                done += batch.num_rows
-                self.position = self.part.n_bytes * done // n_rows
-
-    def _examples(self, columns: Sequence[str]) -> Iterator[Raw]:
-        """Examples as dicts by column: rows of a saved dataset, a shard of a streamed one."""
-        part = self.part
-        if self.item.format == inputs.SAVED:
-            dataset = saved_dataset(self.item)
-            _check_columns(self.item, columns, dataset.column_names)
-            dataset = dataset.select_columns(list(columns))
-            rows = ((i, dataset[i]) for i in range(part.start, part.end))
-        else:  # rows are counted from 0 in each shard, whose number makes their places differ
-            dataset = streamed_dataset(self.item)
-            shard = dataset.shard(dataset.num_shards, part.start)
-            rows = ((part.start << 26 | i, content) for i, content in enumerate(shard))
-        for place, content in rows:
-            yield Raw(place + 1, place, {column: content.get(column) for column in columns})
+        """Rows as dicts by column."""
+        item, (_, start, end, n_bytes, _) = self.item, self.part
+        n_rows = tables.n_rows(item, start, end)
+        for i, (place, cells) in enumerate(tables.rows(item, start, end, columns), 1):
+            if n_rows:
+                self.position = n_bytes * i // n_rows
+            if item.format == STREAMED:
+                self.n_lines = i
+            yield Raw(self.n_lines or place + 1, place, cells)
 
 
 def _is_blank(text: bytes | None) -> bool:
     return text is not None and (not text or text.isspace())
-
-
-def _check_columns(item: Input, columns: Sequence[str], there: Sequence[str]) -> None:
-    for column in columns:
-        if column not in there:
-            raise InputError(
-                f"{item.path} has no column {column!r} but {', '.join(there)}; name the right one "
-                "(--text-field, --context-field, --answer-field, --messages-field)"
-            )
-
-
-@contextmanager
-def parquet(item: Input) -> Iterator[Any]:
-    """A Parquet file, its page checksums to be verified."""
-    with ExitStack() as stack:
-        with faults_named(item):
-            file = stack.enter_context(opened(item))
-            table = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
-        yield table
-
-
-def _cells(array: Any) -> list[Any]:
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        array = array.cast(pa.large_binary())
-    try:
-        cells: list[Any] = array.to_pylist()
-    except (ValueError, OverflowError):  # of one cell: bad UTF-8 inside a list, a date too late
-        return [_cell(value) for value in array]
-    return cells
-
-
-def _cell(value: Any) -> Any:
-    """A table's cell; False, which is neither text nor messages, for what Python cannot hold."""
-    try:
-        return value.as_py()
-    except (ValueError, OverflowError):
-        return False
-
-
-def saved_dataset(item: Input) -> Any:
-    """The dataset that `datasets` saved in a folder."""
-    import datasets
-
-    return datasets.load_from_disk(item.path)
-
-
-def streamed_dataset(item: Input) -> Any:
-    """The dataset of a name, streamed, at the revision that was found."""
-    import datasets
-
-    name, config, split = inputs.dataset_parts(item.path)
-    revision = None if "," in item.modified else item.modified
-    try:
-        return datasets.load_dataset(name, config, split=split, streaming=True, revision=revision)
-    except Exception as error:  # no such split, no such configuration, no network
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{item.path} could not be opened ({reason})") from error

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gem_ds import tokenization
-from gem_ds.chat import Rendered
 from gem_ds.documents import PAIR, Draw, Pair, Recipe, draw_kind
 from gem_ds.job import Job
 from gem_ds.records import Record, Skip
@@ -37,7 +36,7 @@ def encode(
     """The texts of records, in order; `skip` is told of what is left out, and how many draws."""
     asked = job.plan.asked
     strings: list[str] = []
-    chats: list[Rendered] = []
+    chats: list[Pair] = []
     todo: list[tuple[Record, list[Draw], bool]] = []
     for record, draws in drawn:
         for is_pair, chosen in _by_sort(draws, recipe):
@@ -45,7 +44,8 @@ def encode(
                 if not is_pair:
                     strings.append(record.text(asked["text_field"]))
                 elif job.chat:
-                    chats.append(job.chat.render(record.messages(asked["messages_field"])))
+                    messages = record.messages(asked["messages_field"])
+                    chats.append(Pair(*job.chat.encode(messages), whole=True))
                 else:
                     fields = (asked["context_field"], asked["answer_field"])
                     strings += [record.text(field) for field in fields]
@@ -55,14 +55,14 @@ def encode(
             todo.append((record, chosen, is_pair))
         record.item = None  # a block holds its bytes or its texts, not both
     encoded = iter(tokenization.encode(job.vocab, strings))
-    rendered = iter(job.chat.encode(chats) if job.chat else ())
+    pairs = iter(chats)
     found = []
     for record, chosen, is_pair in todo:
         ids: Ids | Pair
         if not is_pair:
             ids = next(encoded)
         elif job.chat:
-            ids = Pair(*next(rendered), True)
+            ids = next(pairs)
         else:
             ids = Pair(next(encoded), next(encoded), False)
         found.append(Text(record, ids, chosen, recipe))

@@ -36,7 +36,8 @@ class Vocabulary:
     """A tokenizer and the ids of its control tokens.
 
     `bos_token_id` is set only if the tokenizer puts that token in front of a text by itself.
-    `side_files` holds, by name, the files that lie beside tokenizer.json.
+    `side_files` holds, by name, the files that lie beside tokenizer.json; `named` is what these
+    call ``bos_token``, ``eos_token`` and so on.
     """
 
     backend: Any
@@ -45,6 +46,7 @@ class Vocabulary:
     pad_token_id: int | None
     source: Path
     side_files: Mapping[str, str]
+    named: Mapping[str, str]
 
     @property
     def size(self) -> int:
@@ -104,26 +106,29 @@ def _read(folder: Path, source: Path) -> Vocabulary:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
         raise InputError(f"{source / 'tokenizer.json'} could not be read: {error}") from error
-    side_files = {
-        name: (folder / name).read_text(encoding="utf-8")
-        for name in SIDE_FILES
-        if (folder / name).is_file()
-    }
-    named: dict[str, Any] = {}
+    there = [name for name in SIDE_FILES if (folder / name).is_file()]
+    try:
+        side_files = {name: (folder / name).read_text(encoding="utf-8") for name in there}
+    except UnicodeDecodeError as error:
+        raise InputError(f"a file in {source} is not UTF-8: {error}") from error
+    named = _named(side_files, source)
+    eos, pad = (_control_id(backend, named, role, source) for role in ("eos", "pad"))
+    return _guarded(Vocabulary(backend, _leading_id(backend), eos, pad, source, side_files, named))
+
+
+def _named(side_files: Mapping[str, str], source: Path) -> dict[str, str]:
+    settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter wins
         try:
-            named |= json.loads(side_files.get(name, "{}"))
+            settings |= json.loads(side_files.get(name, "{}"))
         except (ValueError, TypeError) as error:
             raise InputError(f"{source / name} is not a JSON object: {error}") from error
-    ids = {role: _control_id(backend, named, role, source) for role in ("eos", "pad")}
-    bos = _leading_id(backend)
-    return _guarded(Vocabulary(backend, bos, ids["eos"], ids["pad"], source, side_files))
+    tokens = {n: t.get("content") if isinstance(t, dict) else t for n, t in settings.items()}
+    return {n: t for n, t in tokens.items() if n.endswith("_token") and isinstance(t, str)}
 
 
-def _control_id(backend: Any, named: Mapping[str, Any], role: str, source: Path) -> int | None:
+def _control_id(backend: Any, named: Mapping[str, str], role: str, source: Path) -> int | None:
     token = named.get(f"{role}_token")
-    if isinstance(token, dict):
-        token = token.get("content")
     if token is None:
         return None
     token_id: int | None = backend.token_to_id(token)
@@ -147,8 +152,10 @@ def _guarded(vocab: Vocabulary) -> Vocabulary:
     vocab.backend.no_truncation()
     vocab.backend.no_padding()
     vocab.backend.encode_special_tokens = True
-    controls = {vocab.bos_token_id, vocab.eos_token_id, *summary_ids(vocab)} - {None}
-    for control in controls:
+    added = vocab.backend.get_added_tokens_decoder().items()
+    unknown = vocab.named.get("unk_token")  # what no text can be without
+    special = {i for i, token in added if token.special and token.content != unknown}
+    for control in sorted({vocab.bos_token_id, vocab.eos_token_id, *special} - {None}):
         token = vocab.backend.id_to_token(control)
         if control in vocab.backend.encode(f"a {token} b{token}", add_special_tokens=False).ids:
             raise InputError(
@@ -203,14 +210,19 @@ def add_summary_tokens(vocab: Vocabulary, k: int) -> tuple[Vocabulary, list[int]
         )
     if present or not k:
         return vocab, present
+    return with_tokens(vocab, [AddedToken(n, special=True, normalized=False) for n in names])
+
+
+def with_tokens(vocab: Vocabulary, tokens: list[Any]) -> tuple[Vocabulary, list[int]]:
+    """The vocabulary with new tokens behind it, and their ids; `InputError` if it has gaps."""
     backend = Tokenizer.from_str(vocab.backend.to_str())
-    backend.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+    backend.add_tokens(tokens)
     now = backend.get_vocab(with_added_tokens=True)
-    ids = [now[name] for name in names]
-    if len(set(ids) - set(taken.values())) != k:
+    ids = [now[token.content] for token in tokens]
+    if len(set(ids) - set(vocab.backend.get_vocab(with_added_tokens=True).values())) < len(ids):
         raise InputError(
-            f"the vocabulary in {vocab.source} has gaps, so new tokens get ids {ids} that are "
-            "taken; fill the gaps with placeholder tokens in tokenizer.json"
+            f"the vocabulary in {vocab.source} has gaps, so new tokens get ids {ids[:3]}… that "
+            "are taken; fill the gaps with placeholder tokens in tokenizer.json"
         )
     return _guarded(replace(vocab, backend=backend)), ids
 

@@ -7,14 +7,14 @@ any process on any machine can do any unit, and a run that goes on finds that no
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gem_ds import inputs, sources
+from gem_ds import inputs, sources, stores, tables
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
 from gem_ds.inputs import Input
@@ -102,9 +102,11 @@ class Plan:
         changed += [f"{path} is new" for path in now if path not in before]
         changed += [f"{path} is gone" for path in before if path not in now]
         changed += [
-            f"{path} has changed (it had {before[path].size:,} bytes and has {now[path].size:,})"
+            f"{path} has changed ({name} was {old!r} and is {getattr(now[path], name)!r})"
             for path in now
-            if path in before and now[path] != before[path]
+            if path in before
+            for name, old in asdict(before[path]).items()
+            if getattr(now[path], name) != old
         ]
         if not changed and found != self.inputs:
             changed = ["the order of the inputs has changed"]
@@ -116,11 +118,17 @@ class Plan:
             )
 
 
-def cut(found: Sequence[Input], columns: Any, text_unit: str, largest: int) -> list[list[Part]]:
+def cut(
+    found: Sequence[Input],
+    columns: Callable[[Input], Sequence[str]],
+    text_unit: str,
+    largest: int,
+) -> list[list[Part]]:
     """The units of a corpus, in its order: depends on nothing but the corpus and `largest`, bytes.
 
     Files of lines are cut at line breaks, those of paragraphs at blank lines, tables between row
-    groups. A compressed file cannot be cut. Small parts share a unit.
+    groups. A compressed file cannot be cut. Small parts share a unit. `columns` says which fields
+    of an input will be asked for. Raises `InputError` for an input that cannot be read.
     """
     if len(found) >= 1 << (63 - OFFSET_BITS):
         raise InputError(f"there are {len(found):,} inputs; join them into fewer files")
@@ -129,7 +137,9 @@ def cut(found: Sequence[Input], columns: Any, text_unit: str, largest: int) -> l
     units: list[list[Part]] = []
     room = 0
     for i, item in enumerate(found):
-        for part in _parts(i, item, columns(item), text_unit, size):
+        with stores.faults_named(item.path):
+            parts = _parts(i, item, columns(item), text_unit, size)
+        for part in parts:
             if part.n_bytes > room or not units:
                 units.append([])
                 room = size
@@ -149,56 +159,54 @@ def uncut(found: Sequence[Input], largest: int) -> list[Input]:
 
 
 def _parts(i: int, item: Input, columns: Sequence[str], text_unit: str, size: int) -> list[Part]:
-    if item.format == inputs.PARQUET:
-        return _row_groups(i, item, columns, size)
-    if item.format == inputs.SAVED:
-        n = len(sources.saved_dataset(item))
-        rows = max(1, n * size // max(item.size, 1))
-        bounds = [*range(0, n, rows), n]
-        return [Part(i, a, b, item.size * (b - a) // n) for a, b in pairwise(bounds)]
-    if item.format == inputs.STREAMED:
-        return [Part(i, n, n + 1, size) for n in range(sources.streamed_dataset(item).num_shards)]
+    match item.format:
+        case inputs.PARQUET:
+            return _row_groups(i, item, columns, size)
+        case inputs.SAVED:
+            n = tables.extent(item)
+            bounds = [*range(0, n, max(1, n * size // max(item.size, 1))), n]
+            return [Part(i, a, b, item.size * (b - a) // n) for a, b in pairwise(bounds)]
+        case inputs.STREAMED:
+            n = tables.extent(item)
+            n_bytes = item.size // n or size
+            return [Part(i, shard, shard + 1, n_bytes) for shard in range(n)]
     if item.compression or (item.format == inputs.TEXT and text_unit == "file"):
         return [Part(i, 0, item.size, weight(item))]
-    n = max(1, -(-item.size // size))
-    bounds = [0, *(_next_break(i, item, item.size * j // n) for j in range(1, n)), item.size]
-    return [Part(i, a, b, b - a) for a, b in pairwise(bounds) if b > a]
+    n = -(-item.size // size)
+    bounds = [0]
+    for at in (item.size * j // n for j in range(1, n)):
+        if at > bounds[-1]:  # not so in a line of several units
+            bounds.append(_next_break(i, item, at))
+    return [Part(i, a, b, b - a) for a, b in pairwise([*bounds, item.size]) if b > a]
 
 
 def _next_break(i: int, item: Input, at: int) -> int:
     """The first place from `at` on where a line begins, of texts one after a blank line."""
-    reader = Reader(item, Part(i, at - 1, item.size, 0))
-    lines = reader.lines()
-    with sources.faults_named(item, reader):
-        next(lines)  # the end of the line before
-        for line in lines:
-            if item.format != inputs.TEXT:
-                return line.offset
-            if line.item is not None and (not line.item or line.item.isspace()):
-                return min(line.offset + len(line.item) + 1, item.size)
+    lines = Reader(item, Part(i, at - 1, item.size, 0)).lines()
+    next(lines)  # the end of the line before
+    for line in lines:
+        if item.format != inputs.TEXT:
+            return line.offset
+        if line.item is not None and (not line.item or line.item.isspace()):
+            return min(line.offset + len(line.item) + 1, item.size)
     return item.size
 
 
 def _row_groups(i: int, item: Input, columns: Sequence[str], size: int) -> list[Part]:
-    with sources.parquet(item) as file:
-        metadata = file.metadata
-        weights = []
-        for g in range(metadata.num_row_groups):
-            group = metadata.row_group(g)
-            chunks = (group.column(c) for c in range(group.num_columns))
-            weights.append(
-                sum(
-                    chunk.total_uncompressed_size
-                    for chunk in chunks
-                    if chunk.path_in_schema.split(".")[0] in columns
-                )
-            )
     parts: list[Part] = []
-    for g, n_bytes in enumerate(weights):
-        if parts and parts[-1].n_bytes + n_bytes <= size:
-            parts[-1] = parts[-1]._replace(end=g + 1, n_bytes=parts[-1].n_bytes + n_bytes)
-        else:
-            parts.append(Part(i, g, g + 1, n_bytes))
+    with tables.parquet(item) as file:
+        for g in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(g)
+            chunks = (group.column(c) for c in range(group.num_columns))
+            n_bytes = sum(
+                chunk.total_uncompressed_size
+                for chunk in chunks
+                if chunk.path_in_schema.split(".")[0] in columns
+            )
+            if parts and parts[-1].n_bytes + n_bytes <= size:
+                parts[-1] = parts[-1]._replace(end=g + 1, n_bytes=parts[-1].n_bytes + n_bytes)
+            else:
+                parts.append(Part(i, g, g + 1, n_bytes))
     return parts
 
 
@@ -206,11 +214,8 @@ def count(item: Input, part: Part, text_unit: str) -> int:
     """The number of records of a part; raises `InputError` where that would take a download."""
     if item.format == inputs.STREAMED:
         raise InputError(f"{item.path} has to be counted for --mix; download it and give its files")
-    if item.format == inputs.SAVED:
-        return part.end - part.start
-    if item.format == inputs.PARQUET:
-        with sources.parquet(item) as file:
-            groups = range(part.start, part.end)
-            return sum(file.metadata.row_group(g).num_rows for g in groups)
+    if item.format in tables.FORMATS:
+        with stores.faults_named(item.path):
+            return tables.n_rows(item, part.start, part.end)
     alone = [part._replace(input=0)]
     return sum(len(b.records) for b in sources.blocks([item], alone, lambda _: [], text_unit))

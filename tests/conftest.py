@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import tokenizer_families
 import torch
 from helpers import save_tokenizer
 
@@ -12,6 +13,12 @@ from helpers import save_tokenizer
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small byte-level BPE tokenizer (<|bos|>, <|eos|>); do not write in it."""
     return save_tokenizer(tmp_path_factory.mktemp("tokenizer") / "base")
+
+
+@pytest.fixture(scope="session", params=tokenizer_families.FAMILIES)
+def family_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a family's tokenizer, by the family's name; do not write in it."""
+    return tokenizer_families.save(request.param, tmp_path_factory.mktemp("family") / request.param)
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

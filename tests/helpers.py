@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from gem_ds import shards
+
 BOS, EOS = "<|bos|>", "<|eos|>"
 
 
@@ -37,3 +39,11 @@ def save_tokenizer(folder: Path, vocab_size: int = 400) -> Path:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     return folder
+
+
+def write_file(path: Path, rows, row_length: int, epoch: int = 0):
+    """A file of rows, by the project's own writer; its entry of the manifest."""
+    with shards.writing(path, row_length, epoch) as writer:
+        for row in rows:
+            writer.add(row)
+    return writer.entry

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from helpers import write_file
 from transformers import LlamaConfig
 
 from gem_ds import layout, tokenization
-from gem_ds.shards import Manifest, Row, write_file
+from gem_ds.manifest import Manifest
+from gem_ds.shards import Row
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +36,9 @@ def random_row(rng, length, k, summary_tokens, n_vocab=400, gem_share=0.5):
     return Row(ids, bounds, np.arange(len(bounds), dtype=np.int64))
 
 
-def random_shards(folder, tokenizer_dir, n_rows=16, row_length=64, k=1, gem_share=0.5, seed=0):
+def random_shards(
+    folder, tokenizer_dir, n_rows=16, row_length=64, k=1, gem_share=0.5, seed=0, epochs=1
+):
     """A finished folder of shards, written by the project's own writer."""
     vocab = tokenization.load(tokenizer_dir)
     base = tokenization.fingerprint(vocab)
@@ -42,18 +46,23 @@ def random_shards(folder, tokenizer_dir, n_rows=16, row_length=64, k=1, gem_shar
     if k:
         vocab, summary_tokens = tokenization.add_summary_tokens(vocab, k)
     rng = np.random.default_rng(seed)
-    rows = [
-        random_row(rng, row_length, k, summary_tokens, gem_share=gem_share) for _ in range(n_rows)
-    ]
     folder.mkdir(parents=True)
     tokenization.save(vocab, folder / "tokenizer")
-    entry = write_file(folder / "shard-00000.parquet", rows)
+    rows, files = [], []
+    for epoch in range(epochs):
+        part = [
+            random_row(rng, row_length, k, summary_tokens, gem_share=gem_share)
+            for _ in range(n_rows)
+        ]
+        path = folder / f"shard-{epoch:05d}.parquet"
+        files.append(write_file(path, part, row_length, epoch))
+        rows += part
     Manifest(
         row_length=row_length,
-        n_rows=n_rows,
-        n_documents=entry["n_documents"],
-        n_tokens=entry["n_tokens"],
-        n_targets=entry["n_targets"],
+        n_rows=len(rows),
+        n_documents=sum(entry["n_documents"] for entry in files),
+        n_tokens=sum(entry["n_tokens"] for entry in files),
+        n_targets=sum(entry["n_targets"] for entry in files),
         summary_tokens=summary_tokens,
         bos_token_id=vocab.bos_token_id,
         eos_token_id=vocab.eos_token_id,
@@ -61,13 +70,18 @@ def random_shards(folder, tokenizer_dir, n_rows=16, row_length=64, k=1, gem_shar
         base_tokenizer_sha256=base,
         tokenizer_sha256=tokenization.fingerprint(vocab),
         seed=seed,
-        kinds={"plain": 1 - gem_share, "continuation": gem_share},
-        counts={},
-        files=[entry],
+        kinds={"": {"plain": 1 - gem_share, "continuation": gem_share}},
+        epochs=epochs,
+        counts={"documents": {"continuation": sum(_n_gem(row) for row in rows)}},
+        files=files,
         config={},
         versions={},
     ).save(folder)
     return folder
+
+
+def _n_gem(row):
+    return int(layout.is_gem(row.bounds).sum())
 
 
 def llama_config(folder, tied=True, vocab_size=402, positions=128):

@@ -42,6 +42,19 @@ def test_every_epoch_reads_every_row_once_in_a_new_order(shards):
     assert epochs[0] != [loader(shards, seed=4).row_at(i) for i in range(23)]
 
 
+def test_shards_of_several_epochs_are_read_epoch_by_epoch(tmp_path, tokenizer_dir):
+    folder = random_shards(tmp_path / "shards", tokenizer_dir, n_rows=10, k=1, epochs=3)
+    reader = loader(Shards(folder))
+    assert len(reader.shards) == 30
+    orders = [[reader.row_at(e * 10 + i) for i in range(10)] for e in range(7)]
+    for epoch, order in enumerate(orders):
+        first = epoch % 3 * 10
+        assert sorted(order) == list(range(first, first + 10))
+    relative = [tuple(i % 10 for i in order) for order in orders]
+    assert len(set(relative)) == 7
+    reader.close()
+
+
 def test_a_step_is_a_function_of_its_number(shards):
     straight, jumping = loader(shards, rows=4), loader(shards, rows=4)
     expected = [straight.step(s, True, True) for s in range(8)]

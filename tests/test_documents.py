@@ -1,4 +1,3 @@
-import random
 from collections import Counter
 from dataclasses import replace
 
@@ -6,106 +5,69 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes import BOS, EOS, RECIPE, S0, S1, SENTENCE, draw, ids, of_kind, split, text, words
 
 from gem_ds import documents, layout
-from gem_ds.documents import Document, Recipe
+from gem_ds.documents import Draw, Pair
 from gem_ds.errors import InputError
 from gem_ds.records import Skip
-
-BOS, EOS, S0, S1 = 1000, 1001, 1002, 1003
-RECIPE = Recipe(
-    row_length=20,
-    kinds={"plain": 1.0},
-    min_prefix=2,
-    min_suffix=3,
-    summary_tokens=(S0, S1),
-    bos_token_id=BOS,
-    eos_token_id=EOS,
-    text_field="text",
-    context_field="context",
-    answer_field="answer",
-    seed=0,
-)
-
-
-def text(n: int) -> np.ndarray:
-    return np.arange(n, dtype=np.int32)
-
-
-def split(n: int, kind: str, recipe: Recipe = RECIPE, seed: int = 0) -> list[Document]:
-    return documents.split(text(n), kind, random.Random(seed), 7, recipe, Counter())
+from gem_ds.sentences import Breaks
 
 
 def test_plain() -> None:
-    (made,) = split(3, "plain")
+    (made,) = split(3, RECIPE)
     assert made.input_ids.tolist() == [BOS, 0, 1, 2, EOS]
     assert made.bounds == (0, 5, 5, 5)
     assert (made.kind, made.record) == ("plain", 7)
 
 
 def test_reconstruction() -> None:
-    (made,) = split(3, "reconstruction")
+    (made,) = split(3, of_kind("reconstruction"))
     assert made.input_ids.tolist() == [BOS, 0, 1, 2, S0, S1, 0, 1, 2, EOS]
     assert made.bounds == (0, 4, 6, 10)
 
 
-def test_continuation_is_cut_at_every_allowed_place() -> None:
-    cuts = Counter()
-    for seed in range(400):
-        (made,) = split(8, "continuation", seed=seed)
-        _, summary, suffix, _ = made.bounds
-        assert made.input_ids[summary:suffix].tolist() == [S0, S1]
-        cuts[summary - 1] += 1
-    assert sorted(cuts) == [2, 3, 4, 5]  # tokens of text before the cut: at least 2, 3 after it
-    assert min(cuts.values()) > 60
+def test_a_text_without_anything_to_predict_is_skipped() -> None:
+    with pytest.raises(Skip, match="empty text"):
+        split(0, RECIPE)
+    bare = replace(RECIPE, bos=ids(), eos=ids())
+    with pytest.raises(Skip, match="too short for a target"):
+        split(1, bare)
+    assert len(split(2, bare)) == 1
 
 
-def test_a_text_too_short_to_cut_becomes_plain() -> None:
-    notes = Counter()
-    (made,) = documents.split(text(4), "continuation", random.Random(0), 7, RECIPE, notes)
-    assert made.kind == "plain"
-    assert notes["too_short_to_cut"] == 1
-
-
-def test_pair_and_its_limits() -> None:
-    notes: Counter[str] = Counter()
-    context, answer = text(3), text(2) + 50
-    made = documents.pair(context, answer, 7, RECIPE, notes)
-    assert made.input_ids.tolist() == [BOS, 0, 1, 2, S0, S1, 50, 51, EOS]
-    assert made.bounds == (0, 4, 6, 9)
-    assert not notes["contexts_truncated"]
-    made = documents.pair(text(30), answer, 7, RECIPE, notes)
-    assert made.input_ids.tolist() == [BOS, *range(16, 30), S0, S1, 50, 51, EOS]
-    assert notes["contexts_truncated"] == 1
-    assert len(documents.pair(text(30), text(15), 7, RECIPE, notes).input_ids) == 20
-    with pytest.raises(Skip, match="answer too long"):
-        documents.pair(text(30), text(16), 7, RECIPE, notes)
+# Texts too long for a row.
 
 
 @given(
     n=st.integers(1, 150),
-    kind=st.sampled_from(["plain", "continuation", "reconstruction"]),
+    kind=st.sampled_from(["plain", "continuation", "reconstruction", None]),
     bos=st.booleans(),
     eos=st.booleans(),
-    seed=st.integers(0, 20),
+    at_sentences=st.booleans(),
+    copy=st.integers(0, 20),
     row_length=st.integers(9, 40),
 )
 def test_long_texts_are_split_without_loss(
-    n: int, kind: str, bos: bool, eos: bool, seed: int, row_length: int
+    n: int, kind: str | None, bos: bool, eos: bool, at_sentences: bool, copy: int, row_length: int
 ) -> None:
-    shares = {"plain": 0.4, "continuation": 0.4, "reconstruction": 0.2}
+    shares = {"plain": 0.4, "continuation": 0.4, "reconstruction": 0.2, "pair": 0.0}
     recipe = replace(
         RECIPE,
-        kinds=shares,
+        kinds={kind: 1.0} if kind else shares,
+        at_sentences=at_sentences,
         row_length=row_length,
-        bos_token_id=BOS if bos else None,
-        eos_token_id=EOS if eos else None,
+        max_prefix=row_length,
+        bos=RECIPE.bos[:bos],
+        eos=RECIPE.eos[:eos],
     )
+    notes: Counter[str] = Counter()
     if n + bos + eos < 2:
         with pytest.raises(Skip, match="too short for a target"):
-            split(n, kind, recipe, seed)
+            split(n, recipe, copy)
         return
-    made = split(n, kind, recipe, seed)
+    made = split(n, recipe, copy, notes)
+    assert notes["texts_split"] == (len(made) > 1)
     found = []
     for i, document in enumerate(made):
         bounds = np.array([document.bounds], dtype=np.int32)
@@ -116,26 +78,123 @@ def test_long_texts_are_split_without_loss(
         last = i == len(made) - 1
         ends = (document.input_ids == EOS).sum()
         assert ends == (eos and (last or document.kind == "reconstruction"))
-        _, summary, suffix, end = document.bounds
-        prefix, rest = document.input_ids[:summary], document.input_ids[suffix:end]
-        parts = [[t for t in part.tolist() if t < BOS] for part in (prefix, rest)]
+        prefix, rest = words(document)
         if document.kind == "reconstruction":
-            assert parts[0] == parts[1]
-            parts.pop()
+            assert prefix == rest
+            rest = []
         elif document.kind == "continuation":
-            assert len(parts[0]) >= recipe.min_prefix
-            assert len(parts[1]) >= recipe.min_suffix
-        found += [token for part in parts for token in part]
+            assert len(prefix) >= recipe.min_prefix
+            assert len(rest) >= recipe.min_suffix
+        start = len(found)
+        found += prefix + rest
+        if not last and len(found) % SENTENCE and document.kind == kind:
+            # Then no sentence ends in the second half of the room.
+            room = row_length - bos - 2 * (kind != "plain")
+            room = (room - eos) // 2 if kind == "reconstruction" else room
+            late = range(start + room // 2 + 1, start + room)
+            assert not [at for at in late if at % SENTENCE == 0]
     assert found == list(range(n))
 
 
-def test_kinds_come_in_their_shares_from_seed_and_ordinal() -> None:
-    recipe = replace(RECIPE, kinds={"plain": 0.7, "continuation": 0.2, "pair": 0.1})
-    kinds = [documents.kind_of(record, recipe)[0] for record in range(5000)]
-    assert kinds == [documents.kind_of(record, recipe)[0] for record in range(5000)]
-    assert kinds != [documents.kind_of(r, replace(recipe, seed=1))[0] for r in range(5000)]
-    for kind, share in recipe.kinds.items():
-        assert kinds.count(kind) / 5000 == pytest.approx(share, abs=0.02)
+@pytest.mark.parametrize("kind", ["plain", "continuation"])
+def test_long_texts_are_split_where_a_sentence_ends(kind: str) -> None:
+    made = split(50, of_kind(kind))
+    assert [sum(map(len, words(document))) for document in made] == [14, 14, 14, 8]
+
+
+def test_a_text_without_late_breaks_fills_the_room() -> None:
+    few = Breaks({i: b".\n" if i in (3, 30) else b"w" for i in range(100)})
+    made = split(60, of_kind("plain", breaks=few))
+    assert [len(words(document)[0]) for document in made] == [19, 12, 19, 10]
+
+
+def test_kinds_of_a_split_text_are_drawn_anew_and_are_never_pairs() -> None:
+    shares = {"plain": 0.3, "continuation": 0.2, "reconstruction": 0.2, "pair": 0.3}
+    kinds = {document.kind for document in split(400, replace(RECIPE, kinds=shares))}
+    assert kinds == {"plain", "continuation", "reconstruction"}
+    recipe = replace(RECIPE, kinds={"reconstruction": 0.1, "pair": 0.9})
+    copies = [
+        c for c in range(99) if documents.draw_kind(recipe.kinds, draw(c).random(0)) != "pair"
+    ]
+    assert len(copies) > 3
+    kinds = {document.kind for copy in copies for document in split(400, recipe, copy)}
+    assert kinds == {"reconstruction"}
+
+
+# Pairs.
+
+
+def pair(context: np.ndarray, answer: np.ndarray, whole: bool = False) -> Pair:
+    return Pair(context, answer, whole)
+
+
+def test_pair_and_its_limits() -> None:
+    notes: Counter[str] = Counter()
+    answer = text(2) + 50
+    made = documents.of_pair(pair(text(3), answer), draw(), RECIPE, notes)
+    assert made.input_ids.tolist() == [BOS, 0, 1, 2, S0, S1, 50, 51, EOS]
+    assert made.bounds == (0, 4, 6, 9)
+    assert (made.kind, made.record) == ("pair", 7)
+    assert not notes["contexts_truncated"]
+    made = documents.of_pair(pair(text(30), answer), draw(), RECIPE, notes)
+    assert made.input_ids.tolist() == [BOS, *range(16, 30), S0, S1, 50, 51, EOS]
+    assert notes["contexts_truncated"] == 1
+    made = documents.of_pair(pair(text(30), text(15)), draw(), RECIPE, notes)
+    assert made.input_ids.tolist() == [BOS, 29, S0, S1, *range(15), EOS]
+    assert notes["contexts_truncated"] == 2
+    with pytest.raises(Skip, match="answer too long for a row"):
+        documents.of_pair(pair(text(30), text(16)), draw(), RECIPE, notes)
+    for empty in (pair(text(0), answer), pair(answer, text(0))):
+        with pytest.raises(Skip, match="empty text"):
+            documents.of_pair(empty, draw(), RECIPE, notes)
+    assert notes["contexts_truncated"] == 2
+
+
+def test_long_pairs_are_left_out_where_that_is_asked_for() -> None:
+    notes: Counter[str] = Counter()
+    recipe = replace(RECIPE, skip_long_pairs=True)
+    assert len(documents.of_pair(pair(text(14), text(2)), draw(), recipe, notes).input_ids) == 20
+    for context, answer in ((15, 2), (1, 16), (30, 30)):
+        with pytest.raises(Skip, match="pair longer than a row"):
+            documents.of_pair(pair(text(context), text(answer)), draw(), recipe, notes)
+    assert not notes
+
+
+def test_a_whole_pair_has_its_controls_already() -> None:
+    answer = ids(50, EOS)
+    for recipe, context, expected in (
+        (RECIPE, [BOS, 1, BOS, 2], [BOS, 1, BOS, 2]),
+        (RECIPE, [1, 2], [BOS, 1, 2]),
+        (replace(RECIPE, bos=ids()), [BOS, 1], [BOS, 1]),
+        (RECIPE, [BOS, *range(30)], [BOS, *range(15, 30)]),
+        (RECIPE, [BOS], [BOS]),
+    ):
+        made = documents.of_pair(pair(ids(*context), answer, True), draw(), recipe, Counter())
+        assert made.input_ids.tolist() == [*expected, S0, S1, 50, EOS]
+        assert made.bounds[1] == len(expected)
+    full = pair(ids(BOS, *range(15)), answer, True)
+    notes: Counter[str] = Counter()
+    assert len(documents.of_pair(full, draw(), RECIPE, notes).input_ids) == 20
+    assert not notes["contexts_truncated"]
+
+
+# Chance.
+
+
+def test_kinds_come_in_their_shares() -> None:
+    kinds = {"plain": 0.7, "continuation": 0.2, "pair": 0.1}
+
+    def drawn(seed: int, epoch: int = 0, copy: int = 0) -> list[str]:
+        draws = [Draw(record, epoch, copy) for record in range(5000)]
+        return [documents.draw_kind(kinds, d.random(seed)) for d in draws]
+
+    found = drawn(0)
+    assert found == drawn(0)
+    others = [drawn(1), drawn(0, epoch=1), drawn(0, copy=1), drawn(0, epoch=1, copy=1)]
+    for i, other in enumerate([found, *others]):
+        assert other not in [found, *others][:i]
+        for kind, share in kinds.items():
+            assert other.count(kind) / 5000 == pytest.approx(share, abs=0.02)
 
 
 def test_shares_are_read_and_checked() -> None:
@@ -143,6 +202,14 @@ def test_shares_are_read_and_checked() -> None:
         "plain": 0.75,
         "continuation": 0.25,
     }
-    for wrong in ("plain", "plain=x", "plain=0.5", "plain=1.5,pair=-0.5", "other=1", ""):
+    for wrong in (
+        "plain",
+        "plain=x",
+        "plain=0.5",
+        "plain=1.5,pair=-0.5",
+        "other=1",
+        "plain=nan",
+        "",
+    ):
         with pytest.raises(InputError, match=f"--kinds {wrong}"):
             documents.parse_kinds(wrong)

@@ -274,7 +274,7 @@ def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
     assert build._new_tokens(known, manifest) == manifest.summary_tokens
     already = config_of(made, config=None, model=str(made / "shards" / "tokenizer"))
     assert build._new_tokens(already, manifest) == []
-    plain = dataclasses.replace(manifest, kinds={"plain": 1.0})
+    plain = dataclasses.replace(manifest, counts={"documents": {"plain": 9}})
     with pytest.raises(InputError, match=r"only plain documents.*--alpha 0"):
         build._check_objective(config_of(made), plain)
     build._check_objective(config_of(made, alpha=0.0), plain)

@@ -1,5 +1,3 @@
-import random
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +5,7 @@ from hypothesis import strategies as st
 
 from gem_ds import layout, packing
 from gem_ds.documents import Document
+from gem_ds.shards import Row
 
 
 def best_fit_decreasing(lengths: list[int], row_length: int) -> list[list[int]]:
@@ -41,7 +40,7 @@ def test_documents_of_equal_length_keep_their_order() -> None:
 
 @pytest.mark.parametrize(("median", "row_length"), [(300, 2048), (700, 8192)])
 def test_web_like_lengths_fill_their_rows(median: int, row_length: int) -> None:
-    lengths = np.random.default_rng(0).lognormal(np.log(median), 1.0, packing.WINDOW)
+    lengths = np.random.default_rng(0).lognormal(np.log(median), 1.0, 8192)
     lengths = np.clip(lengths, 2, row_length).astype(int).tolist()
     rows = packing.pack(lengths, row_length)
     # The last, partly filled rows of a window are the price of a window; the rest is full.
@@ -57,12 +56,18 @@ def document(n: int, record: int) -> Document:
     return Document(np.full(n, record, dtype=np.int32), layout.plain(0, n), "plain", record)
 
 
-def test_rows_hold_each_document_with_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "WINDOW", 10)
-    documents = [document(1 + i % 7, i) for i in range(25)]
-    windows = list(packing.windows(documents))
-    assert [len(window) for window in windows] == [10, 10, 5]
-    rows = [row for w in windows for row in packing.rows(w, 8, random.Random(0))]
+def rows_of(windows: list[list[Document]], row_length: int, seed: str = "0") -> list[Row]:
+    packer = packing.Packer(row_length, seed)
+    return [
+        row
+        for i, window in enumerate(windows)
+        for row in packer.rows(window, last=i == len(windows) - 1)
+    ]
+
+
+def test_rows_hold_each_document_with_its_record() -> None:
+    documents = [document(1 + i % 7, i) for i in range(100)]
+    rows = rows_of([documents[:40], documents[40:80], documents[80:], []], 8)
     seen = []
     for row in rows:
         layout.check(row.bounds, len(row.input_ids), k=1)
@@ -70,20 +75,35 @@ def test_rows_hold_each_document_with_its_record(monkeypatch: pytest.MonkeyPatch
         for (start, *_, end), record in zip(row.bounds, row.records, strict=True):
             assert row.input_ids[start:end].tolist() == documents[record].input_ids.tolist()
             seen.append(int(record))
-    assert sorted(seen) == list(range(25))
+    assert sorted(seen) == list(range(100))
 
 
-def test_a_window_is_bounded_in_tokens_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "WINDOW_TOKENS", 10)
-    windows = packing.windows(document(4, i) for i in range(7))
-    assert [len(window) for window in windows] == [3, 3, 1]
+def test_what_a_window_cannot_fill_waits_for_the_next() -> None:
+    lengths = np.random.default_rng(0).lognormal(np.log(700), 1.0, 16_000)
+    lengths = np.clip(lengths, 2, 8192).astype(int)
+    documents = [document(int(n), i) for i, n in enumerate(lengths)]
+    windows = [documents[i : i + 2000] for i in range(0, 16_000, 2000)]
+    waiting = sum(len(row.input_ids) for row in rows_of(windows, 8192)) / 8192
+    assert waiting / len(rows_of(windows, 8192)) > 0.999
+    alone = [row for window in windows for row in rows_of([window], 8192)]
+    assert waiting / len(alone) < 0.998
+
+
+def test_rows_that_nothing_can_fill_do_not_wait_for_ever() -> None:
+    packer = packing.Packer(10, "0")
+    written = []
+    for i in range(50):
+        window = [document(6, i * 100 + n) for n in range(100)]  # no two share a row
+        n_rows = len(list(packer.rows(window, last=False)))
+        written.append(n_rows)
+    assert written[-1] == 100
+    assert len(list(packer.rows([], last=True))) == 50 * 100 - sum(written)
 
 
 def test_rows_are_shuffled_by_the_seed() -> None:
     documents = [document(n, n) for n in range(1, 100)]
     first, again, other = (
-        [row.records.tolist() for row in packing.rows(documents, 100, random.Random(seed))]
-        for seed in (0, 0, 1)
+        [row.records.tolist() for row in rows_of([documents], 100, seed)] for seed in "001"
     )
     assert first == again
     assert first != other

@@ -136,7 +136,9 @@ def test_failures_are_collected_and_bounded(heard: Heard, tmp_path: Path) -> Non
     with pytest.raises(InputError) as caught:
         heard.run(functools.partial(fail_from_five, folder=tmp_path), list(range(20)), 2)
     *told, left = str(caught.value).split("; ")
-    assert sorted(told[:FAILURES]) == [f"item {i} is wrong" for i in range(5, 5 + FAILURES)]
+    # The first three to fail, of the four that may have been begun by then.
+    assert len(set(told[:FAILURES])) == FAILURES
+    assert set(told[:FAILURES]) <= {f"item {i} is wrong" for i in range(5, 5 + FAILURES + 1)}
     assert re.fullmatch(r"1[12] were not begun", left)
     assert {path.name for path in tmp_path.iterdir()} == set("01234")
     with pytest.raises(InputError, match=r"^the disk is full; \d were not begun$"):
@@ -187,9 +189,9 @@ def test_workers_end_with_the_main_process(
     assert until(lambda: len([p for p in tmp_path.iterdir() if p.read_text()]) == 3, 20)
     began = time.monotonic()
     (os.killpg if to_group else os.kill)(main.pid, number)
-    _, errors = main.communicate(timeout=10)
+    _, errors = main.communicate(timeout=60)
     assert until(lambda: not living_of(tmp_path) and not living(main.pid), 2)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert "ForkServer" not in errors  # a worker that ends says nothing
     assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
 

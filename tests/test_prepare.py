@@ -5,9 +5,9 @@ import hashlib
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ import pytest
 import zstandard
 from transformers import AutoTokenizer
 
-from gem_ds import layout, prepare, sources, tokenization
+from gem_ds import layout, prepare, records, sources, tokenization
 from gem_ds.errors import InputError
 from gem_ds.manifest import Manifest
-from gem_ds.prepare import PrepareConfig
+from gem_ds.prepare_config import PrepareConfig
 from gem_ds.shards import Shards
 
 SCRIPT = Path(__file__).parents[1] / "data_prep" / "shard.py"
@@ -89,19 +89,24 @@ def test_documents_spell_their_texts(corpus: Path, tokenizer_dir: Path, tmp_path
     assert stock.convert_tokens_to_ids(["<|summary_0|>", "<|summary_1|>"]) == [400, 401]
     assert manifest.summary_tokens == [400, 401]
     assert manifest.vocab_size == len(stock) == 402
-    spelled = {}
+    spelled: dict[int, str] = {}
     for i in range(len(shards)):
-        ids, all_bounds, records = shards.read(i)
-        for record, (start, summary, suffix, end) in zip(records, all_bounds, strict=True):
+        ids, all_bounds, ids_of = shards.read(i)
+        for record, (start, summary, suffix, end) in zip(ids_of, all_bounds, strict=True):
             assert ids[start] == manifest.bos_token_id
             assert ids[summary:suffix].tolist() in ([], [400, 401])
             assert ids[end - 1] == manifest.eos_token_id
             text = np.concatenate([ids[start + 1 : summary], ids[suffix:end]])
             text = text[: np.flatnonzero(text == manifest.eos_token_id)[0]]
             assert not np.isin(text, [0, 1, 400, 401]).any()
-            spelled[int(record)] = stock.decode(text, skip_special_tokens=False)
-    lines = corpus.read_text().splitlines()
-    assert spelled == {i: json.loads(line)["text"] for i, line in enumerate(lines)}
+            number, offset = records.place_of(int(record))
+            assert number == 0
+            spelled[offset] = stock.decode(text, skip_special_tokens=False)
+    lines = corpus.read_bytes().splitlines(keepends=True)
+    offsets = np.cumsum([0, *map(len, lines)]).tolist()
+    assert spelled == {
+        at: json.loads(line)["text"] for at, line in zip(offsets, lines, strict=False)
+    }
 
 
 def test_manifest_counts_what_the_rows_hold(
@@ -119,8 +124,8 @@ def test_manifest_counts_what_the_rows_hold(
     assert sum(counts["documents"].values()) == manifest.n_documents
     assert min(counts["documents"].values()) > 10
     assert counts["documents_in"] == counts["records_written"] == 300
-    assert {int(r) for row in rows for r in row.records} == set(range(300))
-    assert manifest.n_tokens / (manifest.n_rows * 256) > 0.97  # a single small window
+    assert len({int(r) for row in rows for r in row.records}) == 300
+    assert manifest.n_tokens / (manifest.n_rows * 256) > 0.97  # a single small unit
     assert counts["notes"].keys() == {"contexts_truncated", "texts_split", "too_short_to_cut"}
     base = tokenization.load(tokenizer_dir)
     assert manifest.base_tokenizer_sha256 == tokenization.fingerprint(base)
@@ -132,8 +137,8 @@ def test_manifest_counts_what_the_rows_hold(
 def test_output_depends_on_corpus_and_seed_only(
     tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = [{"text": words(400, i), "context": "c", "answer": "a b"} for i in range(600)]
-    corpus = write_jsonl(tmp_path / "corpus.jsonl", records)
+    content = [{"text": words(400, i), "context": "c", "answer": "a b"} for i in range(600)]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", content)
     assert corpus.stat().st_size > 3 * sources.BLOCK_BYTES
     common = ["--input", corpus, "--tokenizer", tokenizer_dir, "--kinds", ALL_KINDS]
     results = []
@@ -153,15 +158,57 @@ def test_output_depends_on_corpus_and_seed_only(
     assert hashes(tmp_path / "seed")["shard-00000.parquet"] != results[0]["shard-00000.parquet"]
 
 
-def test_formats_give_the_same_shards(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_compressed_files_give_the_same_shards(
+    corpus: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
     content = corpus.read_bytes()
-    paths = [tmp_path / name for name in ("c.jsonl.gz", "c.jsonl.zst", "c.parquet")]
-    paths[0].write_bytes(gzip.compress(content))
-    paths[1].write_bytes(zstandard.compress(content))
-    pd.DataFrame([json.loads(line) for line in content.splitlines()]).to_parquet(paths[2])
-    expected = in_process(corpus, tokenizer_dir, tmp_path / "jsonl").manifest.files
-    for path in paths:
-        assert in_process(path, tokenizer_dir, tmp_path / path.suffix).manifest.files == expected
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(content))
+    expected = in_process(corpus, tokenizer_dir, tmp_path / "plain").manifest.files
+    for name in ("c.jsonl.gz", "c.jsonl.zst"):
+        assert in_process(tmp_path / name, tokenizer_dir, tmp_path / name[-3:]).manifest.files == (
+            expected
+        )
+
+
+def test_a_table_gives_the_same_texts(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    pd.DataFrame(rows).to_parquet(tmp_path / "c.parquet")
+    found = []
+    for path in (corpus, tmp_path / "c.parquet"):
+        shards = in_process(path, tokenizer_dir, tmp_path / path.suffix, kinds="plain=1")
+        all_rows = [shards.read(i) for i in range(len(shards))]
+        texts = [row.input_ids[a:b].tolist() for row in all_rows for a, *_, b in row.bounds]
+        found.append(sorted(texts))
+    assert found[0] == found[1]
+
+
+def test_every_epoch_has_every_record_with_cuts_of_its_own(
+    corpus: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    options = {"kinds": "continuation=1", "row_length": 4096, "epochs": 3}
+    shards = in_process(corpus, tokenizer_dir, tmp_path / "three", **options)
+    manifest = shards.manifest
+    assert [entry["epoch"] for entry in manifest.files] == [0, 1, 2]
+    assert manifest.counts["documents_in"] == 900
+    starts = np.cumsum([0, *manifest.epoch_rows])
+    assert starts[-1] == len(shards)
+    cuts: list[dict[int, int]] = []
+    for first, last in pairwise(starts):
+        rows = [shards.read(i) for i in range(first, last)]
+        cuts.append(
+            {
+                int(record): int(summary - start)
+                for row in rows
+                for record, (start, summary, *_) in zip(row.records, row.bounds, strict=True)
+            }
+        )
+    assert cuts[0].keys() == cuts[1].keys() == cuts[2].keys()
+    assert len(cuts[0]) == 300
+    same = sum(cuts[0][record] == cuts[1][record] for record in cuts[0])
+    assert same < 30
+    once = in_process(corpus, tokenizer_dir, tmp_path / "one", **options | {"epochs": 1})
+    assert once.manifest.files[0]["sha256"] == manifest.files[0]["sha256"]
 
 
 def test_bad_records_are_skipped_counted_and_quarantined(
@@ -175,7 +222,7 @@ def test_bad_records_are_skipped_counted_and_quarantined(
     output = tmp_path / "out"
     done = run(*common, "--output", output)
     assert done.returncode == 2
-    assert f"6 of 10 records could not be read, first {corpus}:2: invalid UTF-8" in done.stderr
+    assert f"6 of 9 records could not be read, first {corpus}:2: invalid UTF-8" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (output / "manifest.json").exists()
     with pytest.raises(InputError, match="did not finish"):
@@ -184,10 +231,10 @@ def test_bad_records_are_skipped_counted_and_quarantined(
     done = run(*common, "--output", output, "--max-bad-fraction", 0.7)  # takes the folder over
     assert done.returncode == 0, done.stderr
     counts = Manifest.load(output).counts
-    assert counts["documents_in"] == 10
+    assert counts["documents_in"] == 9
     assert counts["records_written"] == 2
     assert counts["skipped"] == {
-        "empty text": 2,
+        "empty text": 1,
         "invalid JSON": 1,
         "invalid UTF-8": 1,
         "lone surrogate": 1,
@@ -196,9 +243,9 @@ def test_bad_records_are_skipped_counted_and_quarantined(
         "not a string": 1,
     }
     quarantine = [json.loads(line) for line in (output / "quarantine.jsonl").open()]
-    assert [entry["line"] for entry in quarantine] == list(range(2, 10))
+    assert [entry["line"] for entry in quarantine] == list(range(2, 9))
     assert quarantine[0] == {"file": str(corpus), "line": 2, "reason": "invalid UTF-8"}
-    assert "8 skipped" in done.stdout
+    assert "7 skipped" in done.stdout
     assert "quarantine.jsonl" in done.stdout
 
 
@@ -234,17 +281,16 @@ def test_running_again(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> Non
     assert "already finished" in again.stdout
     other = run(*command, "--row-length", 512, "--seed", 3)
     assert other.returncode == 2
-    assert "finished with other settings (row_length, seed)" in other.stderr
+    assert "--row-length was 2048 and is 512; --seed was 0 and is 3" in other.stderr
     assert hashes(output) == before
 
-    (output / "manifest.json").unlink()  # as after a crash, with files that a new run lacks
-    (output / "unfinished.json").touch()
-    (output / "shard-00007.parquet").touch()
-    (output / "tokenizer" / "stale.json").touch()
-    (output / "mine.txt").touch()
+    (output / "manifest.json").unlink()  # as after a crash
+    (output / "shard-00000.parquet.host-1.tmp").touch()
+    receipt = (output / "units" / "00000.json").read_text()
+    (output / "units" / "00000.json").unlink()
     assert run(*command).returncode == 0
-    (output / "mine.txt").unlink()
     assert hashes(output) == before
+    assert (output / "units" / "00000.json").read_text() == receipt
 
 
 def test_a_folder_of_something_else_is_left_alone(
@@ -257,31 +303,12 @@ def test_a_folder_of_something_else_is_left_alone(
     assert (tmp_path / "tokenizer" / "precious").exists()
 
 
-def test_a_full_disk_leaves_nothing_that_looks_finished(
-    corpus: Path, tokenizer_dir: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    size = in_process(corpus, tokenizer_dir, output).manifest.files[0]["bytes"]
-    for path in output.rglob("*.*"):
-        path.unlink()
-    (output / "tokenizer").rmdir()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
-    try:
-        with pytest.raises(InputError, match=r"could not be written .*not finished.*make room"):
-            in_process(corpus, tokenizer_dir, output)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(output.glob("shard-*")) == []
-    assert not (output / "manifest.json").exists()
-    assert len(in_process(corpus, tokenizer_dir, output)) > 0
-
-
 def test_too_little_space_is_noticed_before_the_start(tokenizer_dir: Path, tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus.jsonl"
-    with corpus.open("wb") as file:
-        file.truncate(1 << 40)  # sparse, and named a thousand times: no disk has room for that
-    config = PrepareConfig([str(corpus)] * 1000, str(tokenizer_dir), str(tmp_path / "out"))
+    paths = [tmp_path / f"{i}.jsonl" for i in range(1000)]
+    for path in paths:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)  # sparse; a thousand of them, for which no disk has room
+    config = PrepareConfig([*map(str, paths)], str(tokenizer_dir), str(tmp_path / "out"))
     with pytest.raises(InputError, match="make room or give another --output"):
         prepare.prepare(config)
 

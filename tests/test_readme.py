@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gem_ds import corpus, masks
 from gem_ds.config import TrainConfig
-from gem_ds.prepare import PrepareConfig
+from gem_ds.prepare_config import PrepareConfig
 
 README = (ROOT / "README.md").read_text()
 # Appended to a training command, so that it takes two steps instead of a thousand.

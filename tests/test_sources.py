@@ -1,63 +1,72 @@
 import gzip
 import json
+import os
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from reading import TEXTS, jsonl, read, save_every_format, texts
 
-from gem_ds import records, sources
+from gem_ds import inputs, records, sources
 from gem_ds.errors import InputError
+from gem_ds.inputs import Input
+from gem_ds.records import record_id
+from gem_ds.sources import Part
 
-TEXTS = ["first", "zweiter é 😀", "third\nin two lines", "fourth"]
-JSONL = "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(TEXTS)).encode()
+LINES = jsonl(TEXTS)
 
 
-def read(path: Path, field: str = "text", unit: str = "paragraph") -> list[tuple[int, int, str]]:
-    """Ordinal, line and text (or why there is none) of each record."""
-    found = []
-    for block in sources.blocks(sources.find([str(path)]), [field], unit):
-        for record in block.records():
-            try:
-                found.append((record.ordinal, record.line, record.text(field)))
-            except records.Skip as skip:
-                found.append((record.ordinal, record.line, f"skipped: {skip}"))
-    return found
+def save(path: Path, content: bytes) -> list[Input]:
+    path.write_bytes(content)
+    return inputs.find([str(path)])
 
 
 def test_every_format_gives_the_same_texts(tmp_path: Path) -> None:
-    plain = "\n\n".join(TEXTS).encode()
-    strings = pa.array(TEXTS)
-    contents = {
-        "a.jsonl": JSONL,
-        "b.json": b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n"),
-        "c.jsonl.gz": gzip.compress(JSONL[:60]) + gzip.compress(JSONL[60:]),
-        "d.ndjson.zst": zstandard.compress(JSONL.rstrip()),
-        "e.txt": b"\xef\xbb\xbf\n" + plain + b"\n\n \r\n\n",
-        "f.txt.gz": gzip.compress(plain),
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    for name, column in {
-        "g.parquet": strings,
-        "h.parquet": strings.cast(pa.large_string()),
-        "i.parquet": strings.dictionary_encode(),
-    }.items():
-        pq.write_table(pa.table({"other": range(4), "text": column}), tmp_path / name)
-    for name in [*contents, "g.parquet", "h.parquet", "i.parquet"]:
-        found = read(tmp_path / name)
-        assert [text for _, _, text in found] == TEXTS, name
-        assert [ordinal for ordinal, _, _ in found] == [0, 1, 2, 3]
-    assert [line for _, line, _ in read(tmp_path / "a.jsonl")] == [1, 2, 3, 4]
-    assert [line for _, line, _ in read(tmp_path / "e.txt")] == [2, 4, 6, 9]
+    for name in save_every_format(tmp_path):
+        found = inputs.find([str(tmp_path / name)])
+        assert texts(found) == TEXTS, name
+
+
+def test_identity_is_the_input_and_where_the_record_begins(tmp_path: Path) -> None:
+    names = save_every_format(tmp_path)
+    found = inputs.find([str(tmp_path / name) for name in names])
+    places: list[list[int]] = [[] for _ in found]
+    lines: list[list[int]] = [[] for _ in found]
+    for identity, line, _ in read(found):
+        number, offset = records.place_of(identity)
+        assert identity == record_id(number, offset)
+        places[number].append(offset)
+        lines[number].append(line)
+    begin = [LINES.index(json.dumps({"id": i, "text": t}).encode()) for i, t in enumerate(TEXTS)]
+    plain = (tmp_path / "e.txt").read_bytes()
+    assert places == [
+        begin,
+        [0, *(place + 3 + i for i, place in enumerate(begin[1:], 1))],  # a mark, carriage returns
+        begin,
+        begin,
+        [plain.index(text.encode()) for text in TEXTS],
+        [plain.index(text.encode()) - 4 for text in TEXTS],
+        *[[0, 1, 2, 3]] * 5,
+    ]
+    assert lines == [*[[1, 2, 3, 4]] * 4, [2, 4, 6, 9], [1, 3, 5, 8], *[[1, 2, 3, 4]] * 5]
 
 
 def test_a_text_file_may_be_one_record(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"one\r\n\r\ntwo\n")
-    assert read(path, unit="file") == [(0, 1, "one\r\n\r\ntwo\n")]
-    assert read(path) == [(0, 1, "one"), (1, 3, "two")]
+    found = save(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\n\r\ntwo\n")
+    assert read(found, unit="file") == [(0, 1, "one\r\n\r\ntwo\n")]
+    assert read(found) == [(0, 1, "one"), (10, 3, "two")]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"\xef\xbb\xbf", b" \r\n\n\t\n \n  ", b"\xef\xbb\xbf\n"]
+)
+def test_blank_files_hold_no_record(tmp_path: Path, name: str, content: bytes) -> None:
+    content = gzip.compress(content) if name.endswith("gz") else content
+    assert read(save(tmp_path / name, content)) == []
 
 
 def test_a_bad_record_costs_itself_only(tmp_path: Path) -> None:
@@ -71,22 +80,18 @@ def test_a_bad_record_costs_itself_only(tmp_path: Path) -> None:
         b'{"text": null}': "skipped: missing field",
         b'{"text": 5}': "skipped: not a string",
         b'{"text": " \\n"}': "skipped: empty text",
-        b"": "skipped: empty text",
         b'{"text": "\\ud800"}': "skipped: lone surrogate",
         b'{"text": "\\ud83d\\ude00 \\u0000"}': "😀 \0",
+        b'{"text": "\xef\xbb\xbfmark"}\r': "\ufeffmark",
+        b'\0{"text": "x"}': "skipped: invalid JSON",
+        b'\xef\xbb\xbf{"text": "x"}': "skipped: invalid JSON",  # a mark that is not the file's
     }
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\n".join(lines))
-    assert [text for _, _, text in read(path)] == list(lines.values())
-
-
-def test_parquet_strings_are_checked_one_by_one(tmp_path: Path) -> None:
-    raw = pa.array([b"good", b"b\xffd", None, b""], type=pa.binary())
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": raw.view(pa.string())}), path)
-    texts = [text for _, _, text in read(path)]
-    reasons = ["skipped: invalid UTF-8", "skipped: missing field", "skipped: empty text"]
-    assert texts == ["good", *reasons]
+    assert texts(save(tmp_path / "a.jsonl", b"\n".join(lines))) == list(lines.values())
+    assert texts(save(tmp_path / "a.txt", b"a\0b\n\n\xff\n\nc")) == [
+        "a\0b",
+        "skipped: invalid UTF-8",
+        "c",
+    ]
 
 
 def test_over_long_records_are_left_out_and_bounded(
@@ -94,64 +99,119 @@ def test_over_long_records_are_left_out_and_bounded(
 ) -> None:
     monkeypatch.setattr(sources, "MAX_RECORD", 100)
     monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + b"x" * 1000 + b'\n{"text": "b"}')
-    (tmp_path / "a.txt").write_bytes(b"a\n\n" + b"line\n" * 50 + b"\n" + b"x" * 500 + b"\n\nb")
-    (tmp_path / "b.txt").write_bytes(b"x" * 1000)
+    lines = save(tmp_path / "a.jsonl", b'{"text": "a"}\n' + b"x" * 1000 + b'\n{"text": "b"}')
     long = f"skipped: {records.TOO_LONG}"
-    assert [text for *_, text in read(tmp_path / "a.jsonl")] == ["a", long, "b"]
-    assert read(tmp_path / "a.txt") == [(0, 1, "a"), (1, 3, long), (2, 54, long), (3, 56, "b")]
-    assert read(tmp_path / "b.txt") == [(0, 1, long)]
-    assert read(tmp_path / "b.txt", unit="file") == [(0, 1, long)]
+    assert read(lines) == [(0, 1, "a"), (14, 2, long), (1015, 3, "b")]
+    text = b"a\n\n" + b"line\n" * 50 + b"\n" + b"x" * 500 + b"\n\nb"
+    expected = [(0, 1, "a"), (3, 3, long), (254, 54, long), (756, 56, "b")]
+    assert read(save(tmp_path / "a.txt", text)) == expected
+    one = save(tmp_path / "b.txt", b"x" * 1000)
+    assert read(one) == read(one, unit="file") == [(0, 1, long)]
 
 
 def test_block_size_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(JSONL)
-    whole = read(path)
-    for size in (1, 7, 50):
+    save_every_format(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    found = inputs.find([str(tmp_path)])
+    whole = read(found)
+    for size in (1, 7, 50, 1000):
         monkeypatch.setattr(sources, "BLOCK_BYTES", size)
-        assert read(path) == whole
-    positions = [b.position for b in sources.blocks([path, path], ["text"])]
-    assert positions == sorted(positions)
-    assert positions[-1] == 2 * len(JSONL)
+        assert read(found) == whole
+    for n in (1, 3):
+        monkeypatch.setattr(sources, "BLOCK_RECORDS", n)
+        assert read(found) == whole
+        held = [len(b.records) for b in sources.blocks(found, sources.whole(found), lambda _: [])]
+        assert max(held) == n
+    parts = sources.whole(found)
+    reached = [0] * len(parts)
+    ordinals: list[list[int]] = [[] for _ in parts]
+    for block in sources.blocks(found, parts, lambda _: ["text"]):
+        assert reached[block.part] <= block.position <= parts[block.part].n_bytes
+        reached[block.part] = block.position
+        ordinals[block.part] += [record.ordinal for record in block.records]
+    assert reached == [item.size for item in found]
+    assert ordinals == [[0, 1, 2, 3] if item.size else [] for item in found]
+
+
+def test_streams_of_several_members_are_read_whole(tmp_path: Path) -> None:
+    """As concatenation and parallel compressors write them."""
+    halves = LINES[:60], LINES[60:]
+    skippable = b"\x50\x2a\x4d\x18\x04\0\0\0size"
+    frames = [skippable + zstandard.compress(half) for half in halves]
+    assert texts(save(tmp_path / "a.jsonl.zst", b"".join(frames) + skippable)) == TEXTS
+    members = [gzip.compress(half) + gzip.compress(b"") for half in halves]
+    assert texts(save(tmp_path / "a.jsonl.gz", b"".join(members))) == TEXTS
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl.gz", gzip.compress(JSONL, mtime=0)[:-20], "damaged or cut short"),
-        ("a.jsonl.zst", zstandard.compress(JSONL)[:-5], "damaged or cut short"),
-        ("a.jsonl.zst", JSONL, "damaged or cut short at its beginning"),
-        ("a.parquet", b"PAR1 no", "damaged or cut short"),
-        ("a.csv", b"text", "no known format"),
-        ("a.parquet.gz", b"", "no known format"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(LINES, mtime=0)[:-4],
+            "is damaged or cut short after line [34] ",
+        ),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-20], "is damaged or cut short after"),
+        ("a.jsonl.gz", gzip.compress(LINES) + b"more", "is damaged or cut short after line [34] "),
+        ("a.jsonl.zst", zstandard.compress(LINES)[:-5], "is damaged or cut short "),
+        ("a.jsonl.zst", LINES, "is damaged or cut short at the start"),
+        ("a.parquet", b"PAR1 no", "is damaged or cut short "),
+        ("a.parquet", b"", "is damaged or cut short "),
     ],
 )
-def test_damaged_and_unknown_files_are_named(
-    tmp_path: Path, name: str, content: bytes, message: str
+def test_damaged_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
 ) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"{name}.*{message}|{name} is of {message}"):
-        read(tmp_path / name)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 8)
+    with pytest.raises(InputError, match=rf"{name} {message}"):
+        read(save(tmp_path / name, content))
 
 
-def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no corpus file .*nowhere"):
-        sources.find([str(tmp_path / "nowhere.jsonl")])
-    with pytest.raises(InputError, match="holds no corpus file"):
-        sources.find([str(tmp_path)])
+def test_a_damaged_page_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"body": ["x"], "n": [1]}), path)
-    with pytest.raises(InputError, match="no column 'text' but body, n"):
-        read(path)
-    with pytest.raises(InputError, match=r"column 'n' of .* holds int64"):
-        read(path, field="n")
+    pq.write_table(
+        pa.table({"text": [f"{i:0200}" for i in range(600)]}),
+        path,
+        row_group_size=256,
+        compression="none",
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
+    content = bytearray(path.read_bytes())
+    content[content.index(f"{400:0200}".encode()) + 5] ^= 1
+    found = save(path, content)
+    with pytest.raises(InputError, match=r"a\.parquet is damaged or cut short after row 256 .*CRC"):
+        read(found)
 
 
-def test_a_folder_stands_for_its_corpus_files(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.txt", "sub/c.jsonl.gz", "info.json", "README.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = [str(path.relative_to(tmp_path)) for path in sources.find([str(tmp_path)])]
-    assert found == ["a.txt", "b.jsonl", "sub/c.jsonl.gz"]
-    assert read(tmp_path) == []
+def test_a_file_that_changes_after_the_plan_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    found = save(path, LINES)
+    path.write_bytes(LINES + b'{"text": "more"}\n')
+    assert texts(found) == TEXTS  # a part ends where it did; `inputs.unchanged` tells
+    path.write_bytes(LINES[:-20])
+    message = rf"short after line 3 \(EOFError: it ends after {len(LINES) - 20} bytes, but had"
+    with pytest.raises(InputError, match=rf"a\.jsonl is damaged or cut {message}"):
+        read(found)
+    begin = LINES.index(b"\n") + 1
+    with pytest.raises(InputError, match=rf"after line 2 from byte {begin} on"):
+        read(found, [Part(0, begin, len(LINES), len(LINES) - begin)])
+    path.unlink()
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read at the start .*No such file"):
+        read(found)
+
+
+def test_a_name_need_not_be_unicode(tmp_path: Path) -> None:
+    assert texts(save(tmp_path / os.fsdecode(b"\xff.jsonl"), LINES)) == TEXTS
+
+
+def test_hard_lines_take_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million blank lines, and a line of 5,000 chunks."""
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 12)
+    n = 5000 << 12
+    line = save(tmp_path / "a.jsonl", b'{"text": "' + b"x" * n + b'"}')
+    blank = save(tmp_path / "b.txt", b"\n" * 1_000_000 + b"a")
+    began = time.process_time()
+    assert [len(text) for text in texts(line)] == [n]
+    assert read(blank) == [(1_000_000, 1_000_001, "a")]
+    assert time.process_time() - began < 8

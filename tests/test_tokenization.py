@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from helpers import BOS, EOS
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer
 
 from gem_ds import tokenization
@@ -184,6 +184,21 @@ def test_a_sentencepiece_model_is_converted(tmp_path: Path) -> None:
         assert stock(texts[0]).input_ids == [1, *plain.tolist()]
     assert 2 not in spelled
     assert stock.decode(spelled) == texts[1]
+
+
+def test_no_control_token_may_be_spelled_but_the_unknown_one(tmp_path: Path) -> None:
+    """Unigram models find the longest token, whatever it is for."""
+    scores = [("<unk>", 0.0), ("<turn>", 0.0), *((c, -1.0) for c in "ab <>unktr")]
+    backend = Tokenizer(models.Unigram(scores, unk_id=0))
+    backend.add_special_tokens(["<unk>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"unk_token": "<unk>"}))
+    (ids,) = tokenization.encode(tokenization.load(tmp_path), ["a<turn>?"])
+    assert ids.tolist() == [2, 1, 0]
+    backend.add_special_tokens(["<turn>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"spells '<turn>' .* could forge it"):
+        tokenization.load(tmp_path)
 
 
 def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Look at a finished folder of shards: the command for `gem_ds.inspection` and `verification`."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from gem_ds import errors, inspection, pool, verification
+from gem_ds.shards import Shards
+
+USAGE = """\
+inspect_shards.py looks at a folder of shards that shard.py has finished. It needs
+  the folder
+for example
+  python data_prep/inspect_shards.py shards/                   statistics
+  python data_prep/inspect_shards.py shards/ --png shards.png  and their histograms
+  python data_prep/inspect_shards.py shards/ --row 0           a row as text
+  python data_prep/inspect_shards.py shards/ --verify          is all as it was written?
+--help lists the other options."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Look at a finished folder of shards.")
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="the folder")
+    parser.add_argument("--rows", type=int, metavar="N", help="statistics of N rows, drawn evenly")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the statistics, too")
+    parser.add_argument("--row", type=int, metavar="N", help="print row N instead, as text")
+    parser.add_argument("--chars", type=int, metavar="N", help="with --row: most of each text")
+    parser.add_argument("--verify", action="store_true", help="check every file and row instead")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=pool.cores(),
+        metavar="N",
+        help="with --verify: processes that read (default: one a core)",
+    )
+    args = parser.parse_args(arguments)
+    for name in ("rows", "chars", "workers"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1")
+    of_statistics = args.rows is not None or args.png is not None
+    if of_statistics + (args.row is not None) + args.verify > 1:
+        parser.error("give one of --verify, --row, and --rows or --png")
+    if args.chars is not None and args.row is None:
+        parser.error("--chars is of --row; give that too")
+    return args
+
+
+def main() -> None:
+    """Look at what the command line names."""
+    if len(sys.argv) == 1:
+        print(USAGE, file=sys.stderr)
+        sys.exit(2)
+    args = parse(sys.argv[1:])
+    sys.stdout.reconfigure(errors="replace")  # not every terminal has every character
+    if args.verify:
+        print(verification.verify(args.shards, args.workers))
+        return
+    shards = Shards(args.shards)
+    if args.row is not None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that | head is no error
+        for line in inspection.describe(shards, args.row, args.chars):
+            print(line)
+        return
+    statistics = inspection.read(shards, min(args.rows or len(shards), len(shards)))
+    print(inspection.report(shards.manifest, statistics))
+    if args.png:
+        inspection.draw(statistics, shards.manifest.row_length, args.png)
+        print(f"{args.png}: histograms of these rows")
+
+
+if __name__ == "__main__":
+    errors.run(main)
