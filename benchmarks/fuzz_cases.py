@@ -47,11 +47,13 @@ TYPES = [
     *((pa.list_(pa.string()), ["a"]), (pa.struct([("a", pa.int8())]), {"a": 1})),
 ]
 
+odd = st.sampled_from(ODD)
 strings = st.one_of(
-    st.lists(st.sampled_from(ODD), min_size=1, max_size=8).map("".join),
-    st.lists(st.sampled_from(ODD), min_size=3, max_size=30).map("".join),
-    st.tuples(st.sampled_from(ODD), st.sampled_from(ODD), st.integers(1, 150)).map(
-        lambda parts: (parts[0] + parts[1]) * parts[2]
+    st.lists(odd, min_size=1, max_size=8).map("".join),
+    st.lists(odd, min_size=3, max_size=30).map("".join),
+    st.tuples(odd, odd, st.integers(1, 12)).map(lambda parts: (parts[0] + parts[1]) * parts[2]),
+    st.tuples(odd, odd, st.integers(1, 150)).map(
+        lambda parts: "".join(f"{parts[0]}{i}{parts[1]}" for i in range(parts[2]))
     ),
     st.text(st.characters(exclude_categories=()), max_size=12),
 )

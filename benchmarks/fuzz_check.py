@@ -3,7 +3,7 @@
 import contextlib
 import gzip
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,15 +193,25 @@ def _written(case: Case, shards: Shards, spelled: Spelled) -> dict[tuple[int, in
 
 def _spell(pieces: list[bytes], text: bytes) -> bool:
     """Whether the pieces, none of them empty, join up to the text in some order."""
-    if not pieces:
-        return not text
-    for piece in sorted(set(pieces), key=len, reverse=True):
-        if piece and text.startswith(piece):
-            others = pieces.copy()
-            others.remove(piece)
-            if _spell(others, text[len(piece) :]):
+    hopeless: set[frozenset[tuple[bytes, int]]] = set()  # what was left over where no piece fits
+
+    def fits(left: Counter[bytes], at: int) -> bool:
+        if not left:
+            return at == len(text)
+        key = frozenset(left.items())
+        if key in hopeless:
+            return False
+        for piece in sorted(left, key=len, reverse=True):
+            if (
+                piece
+                and text.startswith(piece, at)
+                and fits(left - Counter([piece]), at + len(piece))
+            ):
                 return True
-    return False
+        hopeless.add(key)
+        return False
+
+    return fits(Counter(pieces), 0)
 
 
 def _lines(path: Path) -> list[str]:

@@ -306,12 +306,12 @@ def test_two_runs_at_once(
     first = subprocess.Popen(command(corpus, tokenizer_dir, output), stderr=subprocess.DEVNULL)
     assert until((output / "plan.json").exists, 20)
     first.send_signal(signal.SIGSTOP)
-    for flags in ([], ["--share", "0/2"]):
-        again = command(corpus, tokenizer_dir, output, *flags)
-        second = subprocess.run(again, capture_output=True, text=True)
-        assert second.returncode == 2
-        assert second.stderr == f"error: another run is writing {output}; wait for it\n"
+    again = [command(corpus, tokenizer_dir, output, *more) for more in ([], ["--share", "0/2"])]
+    others = [subprocess.run(each, capture_output=True, text=True) for each in again]
     first.send_signal(signal.SIGCONT)
+    for other in others:
+        assert other.returncode == 2
+        assert other.stderr == f"error: another run is writing {output}; wait for it\n"
     assert first.wait(30) == 0
     assert hashes(output) == hashes(undisturbed)
 
