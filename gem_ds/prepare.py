@@ -75,6 +75,9 @@ def prepare(config: PrepareConfig) -> Manifest | None:
         return manifest
     try:
         with _claimed(output, alone=not config.share):
+            if config.executor == LOCAL and not config.share:  # nobody else is at it
+                files.remove_leftovers(output)
+                files.remove_leftovers(output / job.UNITS)
             plan = _plan(config, output, found, asked, vocab, shares)
             if config.only_plan:
                 print(f"{output / PLAN}: {len(plan.units):,} units")
@@ -128,9 +131,6 @@ def _claimed(output: Path, alone: bool) -> Iterator[None]:
             raise InputError(f"another run is writing {output}; wait for it") from error
         except OSError:
             pass  # a file system without locks: two runs would do the same work twice, no worse
-        if alone:
-            files.remove_leftovers(output)
-            files.remove_leftovers(output / job.UNITS)
         yield
 
 

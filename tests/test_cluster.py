@@ -68,11 +68,16 @@ def finished(folder, seconds=90):
 def test_slurm_arrays_make_the_same_shards(cluster, flags, expected, tmp_path):
     output = tmp_path / "shards"
     command = [*flags, "--output", output, "--executor", "slurm", "--tasks", "3"]
-    command += ["--slurm", "partition=test,time=00:05:00"]
+    command += ["--slurm", "partition=test,time=00:05:00,begin=now+4"]
     done = shard(*command, env=cluster)
     assert done.returncode == 0, done.stderr
     assert "units in 3 tasks of job" in done.stdout
-    assert "job" in shard(*command, env=cluster).stdout.split("done; ")[-1]  # and submits nothing
+    temporary = output / "units" / "00000.json.host-1.tmp"  # as of a task that is at work
+    temporary.parent.mkdir(exist_ok=True)
+    temporary.touch()
+    # It begins in four seconds. Asked meanwhile, it submits nothing, and does not disturb.
+    assert "job" in shard(*command, env=cluster).stdout.split("done; ")[-1]
+    assert temporary.exists()
     assert finished(output) == expected
     assert "already finished" in shard(*command, env=cluster).stdout
 

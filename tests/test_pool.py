@@ -185,6 +185,8 @@ def test_workers_end_with_the_main_process(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background commands ignore Ctrl-C, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert until(lambda: len([p for p in tmp_path.iterdir() if p.read_text()]) == 3, 20)
     began = time.monotonic()
