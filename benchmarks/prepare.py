@@ -242,7 +242,7 @@ class Bench:
             while process.poll() is None:
                 for pid in descendants(process.pid):
                     peaks[pid] = max(peaks.get(pid, 0), peak_kib(pid))
-                time.sleep(0.05)
+                time.sleep(0.25)
             if process.returncode:
                 raise RuntimeError(f"{command} ended with {process.returncode}")
             found[f"{mb} MB"] = {

@@ -47,16 +47,18 @@ def check(bounds_D4: Bounds, length: int, k: int, name: str = "layout") -> None:
             f"{name}: a layout needs four boundaries a document, got shape "
             f"{tuple(bounds_D4.shape)}; write the shard again"
         )
-    n_summary = bounds_D4[:, SUFFIX] - bounds_D4[:, SUMMARY]
+    start_D, summary_D, suffix_D, end_D = bounds_D4.T
+    n_summary = suffix_D - summary_D
     gem = n_summary > 0
-    starts = np.concatenate([[0], bounds_D4[:-1, END]])
     wrong = {
-        "does not start where the one before it ends": bounds_D4[:, START] != starts,
-        "has boundaries out of order": (np.diff(bounds_D4, axis=1) < 0).any(axis=1),
-        "has no tokens": bounds_D4[:, END] <= bounds_D4[:, START],
+        "does not start where the one before it ends": start_D != np.append(0, end_D[:-1]),
+        "has boundaries out of order": (
+            (summary_D < start_D) | (suffix_D < summary_D) | (end_D < suffix_D)
+        ),
+        "has no tokens": end_D <= start_D,
         f"does not have {k} summary tokens": gem & (n_summary != k),
-        "has summary tokens but no prefix": gem & (bounds_D4[:, SUMMARY] == bounds_D4[:, START]),
-        "has a suffix but no summary tokens": ~gem & (bounds_D4[:, SUMMARY] != bounds_D4[:, END]),
+        "has summary tokens but no prefix": gem & (summary_D == start_D),
+        "has a suffix but no summary tokens": ~gem & (summary_D != end_D),
     }
     for what, where in wrong.items():
         if where.any():

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,15 +26,19 @@ import pyarrow.parquet as pq
 from gem_ds import layout
 from gem_ds.errors import InputError
 from gem_ds.files import replacing, sha256
+from gem_ds.layout import START
 from gem_ds.manifest import FileEntry, Manifest
 
-GROUP_TOKENS = 1 << 17  # of full rows in a Parquet row group: half a MiB is read for any row
+GROUP_TOKENS = 3 << 15  # of full rows in a Parquet row group, what is read for any row: 384 KiB
 OPEN_FILES = 64  # kept open by a reader
 CACHED_GROUPS = 8
 AGAIN = "remove the folder and run python data_prep/shard.py again"
 REDO = "remove that file and manifest.json, and run the same python data_prep/shard.py again"
 COLUMNS = {"input_ids": pa.int32(), "bounds": pa.int32(), "records": pa.int64()}
-SCHEMA = pa.schema([(name, pa.list_(pa.field("element", t))) for name, t in COLUMNS.items()])
+SCHEMA = pa.schema(  # without nulls, which reads a quarter faster
+    pa.field(name, pa.list_(pa.field("element", kind, nullable=False)), nullable=False)
+    for name, kind in COLUMNS.items()
+)
 WRITING: dict[str, Any] = {
     "compression": "zstd",
     # High bytes by themselves: an eighth smaller than plain, nearly twice as fast to write.
@@ -126,7 +131,11 @@ def _table(rows: Sequence[Row]) -> Any:
         parts = [getattr(row, name).reshape(-1) for row in rows]
         ends = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
         values = np.concatenate(parts).astype(kind.to_pandas_dtype(), casting="safe", copy=False)
-        columns.append(pa.ListArray.from_arrays(_array(ends, pa.int32()), _array(values, kind)))
+        columns.append(
+            pa.ListArray.from_arrays(
+                _array(ends, pa.int32()), _array(values, kind), type=SCHEMA.field(name).type
+            )
+        )
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
@@ -186,43 +195,66 @@ class Shards:
         index = int(np.searchsorted(self._ends, row_id, side="right"))
         in_file = row_id - int(self._ends[index] - self.manifest.files[index]["n_rows"])
         with self._lock:  # Arrow's readers are not made for several threads at once
-            group = self._group(index, in_file // self.group)
-        row = group[in_file % self.group]
-        return Row(row.input_ids.copy(), row.bounds.copy(), row.records.copy())
+            row = self._group(index, in_file // self.group)[in_file % self.group]
+        return Row(row.input_ids.copy(), row.bounds.copy(), row.records.copy())  # its group may go
 
     def _read_group(self, index: int, group: int) -> list[Row]:
         path = self.folder / self.manifest.files[index]["name"]
         n_rows = min(self.group, self.manifest.files[index]["n_rows"] - group * self.group)
-        columns = []
+        values: list[Any] = []
+        ends: list[Any] = []
         try:
             table = self._file(index).read_row_group(group, use_threads=False)
             for name, kind in COLUMNS.items():
                 column = table.column(name).combine_chunks()
-                values = column.values.to_numpy().astype(kind.to_pandas_dtype(), casting="no")
-                columns.append(np.split(values, column.offsets.to_numpy()[1:-1]))
-            rows = [Row(t, b.reshape(-1, 4), r) for t, b, r in zip(*columns, strict=True)]
+                if column.type.value_type != kind:
+                    raise TypeError(f"{name} is of type {column.type}")
+                values.append(np.from_dlpack(column.values))  # to_numpy would load pandas
+                ends.append(np.from_dlpack(column.offsets))
+            values[1] = values[1].reshape(-1, 4)
+            ends[1] = ends[1] // 4
         except InputError:
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             reason = str(error).split("\n")[0]
             raise InputError(f"{path} is damaged or unreadable ({reason}); {REDO}") from error
-        if len(rows) != n_rows:
+        if table.num_rows != n_rows:
             raise InputError(f"{path}: row group {group} does not have {n_rows} rows; {REDO}")
-        first = group * self.group
-        return [self._checked(row, f"{path}, row {first + i}") for i, row in enumerate(rows)]
+        parts = (
+            [x[start:end] for start, end in pairwise(of_rows.tolist())]
+            for x, of_rows in zip(values, ends, strict=True)
+        )
+        rows = [Row(*row) for row in zip(*parts, strict=True)]
+        try:
+            self._check(Row(*values), ends, str(path))
+        except InputError:
+            for i, row in enumerate(rows, group * self.group):  # which one?
+                alone = [np.array([0, len(column)]) for column in row]
+                self._check(row, alone, f"{path}, row {i}")
+            raise
+        return rows
 
-    def _checked(self, row: Row, name: str) -> Row:
+    def _check(self, rows: Row, ends: Sequence[npt.NDArray[Any]], name: str) -> None:
+        """Raise `InputError` unless these rows, joined, can be.
+
+        By column, `ends` holds where each begins, and where the last ends.
+        """
+        tokens, documents, _ = ends
+        n_tokens, n_documents, n_records = (x[1:] - x[:-1] for x in ends)
+        ids, bounds, _ = rows
         manifest = self.manifest
-        layout.check(row.bounds, len(row.input_ids), len(manifest.summary_tokens), name)
-        ids = row.input_ids
         wrong = {
-            f"has more than {manifest.row_length} tokens": len(ids) > manifest.row_length,
-            "has ids outside the vocabulary": ids.min() < 0 or ids.max() >= manifest.vocab_size,
-            "does not name a record for each document": len(row.records) != len(row.bounds),
+            "has no document": (n_documents < 1).any(),
+            f"has more than {manifest.row_length} tokens": n_tokens.max() > manifest.row_length,
+            "does not name a record for each document": (n_records != n_documents).any(),
+            "has ids outside the vocabulary": ids.min(initial=0) < 0 or ids.max(initial=0) >= manifest.vocab_size,
         }
         for what in (what for what, found in wrong.items() if found):
             raise InputError(f"{name} {what}; {REDO}")
-        return row
+        if bounds[documents[:-1], START].any():
+            raise InputError(f"{name} does not begin with a document; {REDO}")
+        joined = bounds + np.repeat(tokens[:-1], n_documents)[:, None]
+        layout.check(joined, len(ids), len(manifest.summary_tokens), name)
 
     def _open(self, index: int) -> Any:
         entry = self.manifest.files[index]

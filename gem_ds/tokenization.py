@@ -26,7 +26,7 @@ Ids = npt.NDArray[np.int32]
 SUMMARY_NAME = re.compile(r"<\|summary_\d+\|>")
 SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 PIECE = 1 << 17  # characters an encode call gets of one text; encoding takes some 100 times as much
-CALL = 1 << 20  # characters an encode call gets in all
+CALL = 1 << 18  # characters an encode call gets in all: more overflow the caches
 # Settings that would make Transformers build another tokenizer than tokenizer.json describes.
 REBUILDING = ("auto_map", "added_tokens_decoder")
 

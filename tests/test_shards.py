@@ -154,6 +154,25 @@ def test_rows_are_held_against_the_manifest(folder: Path, change: dict, message:
         read_all(Shards(folder))
 
 
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ([[[0, 12, 12, 12]], [[2, 10, 10, 10]]], "row 0: the documents end at 12 .* 10 tokens"),
+        ([[[0, 10, 10, 10]], []], "row 1 has no document"),
+        ([[[0, 10, 10, 10]], [[0, 9, 9, 9]]], "row 1: the documents end at 9 .* 10 tokens"),
+    ],
+)
+def test_rows_of_a_group_are_held_apart(tmp_path: Path, bounds: list, message: str) -> None:
+    ids = np.arange(10, dtype=np.int32)
+    rows = [
+        Row(ids, np.array(b, dtype=np.int32).reshape(-1, 4), np.arange(len(b), dtype=np.int64))
+        for b in bounds
+    ]
+    manifest([write_file(tmp_path / "shard-00000.parquet", rows, ROW_LENGTH)]).save(tmp_path)
+    with pytest.raises(InputError, match=message):
+        read_all(Shards(tmp_path))
+
+
 def test_manifest_says_what_is_wrong_with_it(folder: Path, tmp_path: Path) -> None:
     path = folder / "manifest.json"
     good = path.read_text()
@@ -162,8 +181,8 @@ def test_manifest_says_what_is_wrong_with_it(folder: Path, tmp_path: Path) -> No
         path.write_text(bad)
         with pytest.raises(InputError, match=r"manifest\.json is damaged"):
             Manifest.load(folder)
-    path.write_text(good.replace('"schema_version": 2', '"schema_version": 3'))
-    with pytest.raises(InputError, match=r"schema version 3, this program reads 2"):
+    path.write_text(good.replace('"schema_version": 3', '"schema_version": 4'))
+    with pytest.raises(InputError, match=r"schema version 4, this program reads 3"):
         Manifest.load(folder)
     path.unlink()
     with pytest.raises(InputError, match=r"no manifest\.json in .*did not finish"):
@@ -188,4 +207,4 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_row_groups_hold_many_short_rows_or_one_long_one() -> None:
-    assert [shards.group_rows(n) for n in (512, 8192, 1 << 17, 1 << 20)] == [256, 16, 1, 1]
+    assert [shards.group_rows(n) for n in (512, 8192, 1 << 17, 1 << 20)] == [192, 12, 1, 1]
