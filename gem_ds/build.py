@@ -21,11 +21,14 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from gem_ds import attention, checkpoint, dist, model, tokenization
 from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
+from gem_ds.contrastive import ContrastiveOptions
 from gem_ds.data import BatchOptions, Loader
+from gem_ds.documents import CONTINUATION, PAIR, PLAIN
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
 from gem_ds.manifest import Manifest
 from gem_ds.objectives import Schedule
+from gem_ds.positives import PositiveOptions
 from gem_ds.shards import Shards
 
 VERSIONS = ("gem_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
@@ -71,10 +74,15 @@ def open_run(config: TrainConfig) -> Run:
         _describe(config, ds_config, manifest)
         print(f"attention: {backend} on the {device.type}, {config.summary_attention} summaries")
     options = BatchOptions(
-        positives=config.positives,
-        prefix_dropout=config.prefix_dropout,
-        bos_token_id=manifest.bos_token_id,
-        eos_token_id=manifest.eos_token_id,
+        positives=PositiveOptions(
+            kinds=config.positive_kinds(),
+            prefix_dropout=config.prefix_dropout,
+            crop_tokens=config.crop_lengths(),
+            crop_every=config.crop_every,
+            summary_tokens=tuple(manifest.summary_tokens),
+            bos_token_id=manifest.bos_token_id,
+            eos_token_id=manifest.eos_token_id,
+        ),
         attention=backend,
         summary_attention=config.summary_attention,
     )
@@ -96,6 +104,7 @@ def open_run(config: TrainConfig) -> Run:
         alpha=config.alpha,
         alpha_start=config.alpha_start,
         alpha_ramp=config.alpha_ramp,
+        alpha_shape=config.alpha_shape,
     )
     return Run(config, device, engine, loader, schedule, state, first_step)
 
@@ -119,12 +128,24 @@ def _start_process(config: TrainConfig) -> torch.device:
 
 
 def _check_objective(config: TrainConfig, manifest: Manifest) -> None:
-    n_gem = sum(n for kind, n in manifest.counts["documents"].items() if kind != "plain")
-    if config.alpha > 0 and config.alpha_start < config.steps and not n_gem:
+    """Refuse a contrastive loss that the shards have nothing for."""
+    if not config.alpha or config.alpha_start >= config.steps:
+        return
+    documents = {kind for kind, n in manifest.counts["documents"].items() if n}
+    if not manifest.summary_tokens:
         raise InputError(
-            f"{config.shards} has only plain documents, so there is nothing to embed; train it "
-            "with --alpha 0, or shard with --kinds plain=0.8,continuation=0.2"
+            f"{config.shards} was made without summary tokens, so there is nothing to embed with; "
+            "train it with --alpha 0, or shard with --summary-tokens 1"
         )
+    needed = {"dropout": documents - {PLAIN}, "crops": documents}
+    for kind in config.positive_kinds():
+        if not needed.get(kind, documents & {kind}):
+            share = PAIR if kind == PAIR else CONTINUATION
+            raise InputError(
+                f"--positives {kind}: {config.shards} has only {' and '.join(sorted(documents))} "
+                f"documents, which have none; shard with --kinds plain=0.8,{share}=0.2, or choose "
+                "--positives crops, which every text has, or train with --alpha 0"
+            )
 
 
 def _model_config(config: TrainConfig, manifest: Manifest) -> Any:
@@ -193,7 +214,7 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
         seed=config.seed,
         dtype=_dtype(ds_config),
     )
-    gem = model.GemModel(lm, config.temperature)
+    gem = model.GemModel(lm, _contrastive_options(config, lm, manifest))
     optimizer = torch.optim.AdamW(
         model.parameter_groups(gem, config.weight_decay),
         lr=config.learning_rate,
@@ -204,6 +225,26 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
     del partitioned
     engine.train()
     return engine
+
+
+def _contrastive_options(config: TrainConfig, lm: Any, manifest: Manifest) -> ContrastiveOptions:
+    width = lm.config.get_text_config().hidden_size
+    if config.aggregation == "concat":
+        width *= len(manifest.summary_tokens)
+    dimensions = config.dimensions()
+    if dimensions and dimensions[-1] >= width:
+        raise InputError(
+            f"--matryoshka {config.matryoshka}: an embedding has {width} dimensions, which are "
+            "always trained; give smaller ones"
+        )
+    return ContrastiveOptions(
+        temperature=config.temperature,
+        learn_temperature=config.learn_temperature,
+        scales=(config.least_temperature, config.most_temperature),
+        aggregation=config.aggregation,
+        negatives=config.negatives,
+        dimensions=dimensions,
+    )
 
 
 def _new_tokens(config: TrainConfig, manifest: Manifest) -> list[int]:

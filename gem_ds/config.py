@@ -9,9 +9,11 @@ import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gem_ds.errors import InputError
+from gem_ds.positives import Kind
+from gem_ds.recipes import DEFAULT
 
 
 def _flag(help: str, default: Any = ...) -> Any:
@@ -27,6 +29,9 @@ class TrainConfig:
     deepspeed: str = _flag("DeepSpeed JSON, for example ds_configs/zero3.json")
     model: str | None = _flag("base model: hub name or folder", None)
     config: str | None = _flag("instead of --model: a model config, trained from scratch", None)
+    recipe: Literal["paper", "keep", "lossless"] = _flag(
+        "defaults of other flags, see docs/recipes.md", DEFAULT
+    )
 
     steps: int = _flag("optimizer steps of the whole run", 1000)
     rows_per_step: int = _flag("packed rows a step, over all ranks and micro-batches", 32)
@@ -45,12 +50,31 @@ class TrainConfig:
     alpha: float = _flag("final weight of the contrastive loss, 0 to 1 (the paper's: 1)", 0.5)
     alpha_start: int = _flag("steps before the contrastive loss begins", 100)
     alpha_ramp: int = _flag("steps over which alpha rises; 0 is a step, as the paper's", 0)
-    positives: Literal["dropout", "continuation"] = _flag(
-        "what an embedding is to agree with: its prefix with tokens dropped, or its suffix",
+    alpha_shape: Literal["linear", "cosine"] = _flag("of that rise", "linear")
+
+    positives: str = _flag(
+        "what embeddings are to agree with, one or several of dropout, continuation, pair, crops: "
+        "the same prefix with tokens dropped; its suffix; its answer; two spans of any text",
         "dropout",
     )
-    prefix_dropout: float = _flag("share of prefix tokens dropped (positives = dropout)", 0.2)
-    temperature: float = _flag("initial scale of the cosines; learned within 1 to 100", 20.0)
+    prefix_dropout: float = _flag("share of prefix tokens dropped (positives dropout)", 0.2)
+    crop_tokens: str = _flag("least and most tokens of a span (positives crops)", "16-64")
+    crop_every: int = _flag("tokens of text for each pair of spans, at least one a text", 128)
+    negatives: Literal["views", "all"] = _flag(
+        "what an anchor is told from: the others' views (the paper's), or their anchors too, and "
+        "views likewise",
+        "views",
+    )
+    temperature: float = _flag("initial scale of the cosines", 20.0)
+    learn_temperature: bool = _flag("learn that scale", True)
+    least_temperature: float = _flag("the scale is clamped to no less", 1.0)
+    most_temperature: float = _flag("the scale is clamped to no more", 100.0)
+    aggregation: Literal["mean", "concat", "last"] = _flag(
+        "what an embedding is of the states at its summary tokens", "mean"
+    )
+    matryoshka: str = _flag(
+        "dimensions, as 64,128,256, that embeddings can be cut to: trained on the cut ones too", ""
+    )
 
     attention: Literal["auto", "dense", "sdpa", "varlen", "flex"] = _flag(
         "attention backend; auto takes the fastest that this model and device allow", "auto"
@@ -79,7 +103,9 @@ class TrainConfig:
             "alpha": 0 <= self.alpha <= 1,
             "prefix_dropout": 0 <= self.prefix_dropout < 1,
             "final_rate": 0 <= self.final_rate <= 1,
-            "temperature": 1 <= self.temperature <= 100,
+            "temperature": self.least_temperature <= self.temperature <= self.most_temperature,
+            "least_temperature": self.least_temperature > 0,
+            "crop_every": self.crop_every > 0,
             "steps": self.steps > 0,
             "rows_per_step": self.rows_per_step > 0,
             "rows_per_micro_batch": self.rows_per_micro_batch > 0,
@@ -105,6 +131,35 @@ class TrainConfig:
                 f"(--rows-per-micro-batch {self.rows_per_micro_batch} on {world_size} ranks); "
                 f"choose {-(-self.rows_per_step // together) * together}"
             )
+
+        self.positive_kinds()
+        self.crop_lengths()
+        self.dimensions()
+
+    def positive_kinds(self) -> tuple[Kind, ...]:
+        """The positives, in the order of `positives.Kind`."""
+        asked = [kind.strip() for kind in self.positives.split(",")]
+        if set(asked) - set(get_args(Kind)) or len(set(asked)) < len(asked):
+            raise InputError(
+                f"--positives {self.positives}: give one or several of {', '.join(get_args(Kind))}"
+            )
+        return tuple(kind for kind in get_args(Kind) if kind in asked)
+
+    def crop_lengths(self) -> tuple[int, int]:
+        """Least and most tokens of a crop."""
+        least, _, most = self.crop_tokens.partition("-")
+        if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+            raise InputError(
+                f"--crop-tokens {self.crop_tokens}: give the least and most tokens, such as 16-64"
+            )
+        return int(least), int(most)
+
+    def dimensions(self) -> tuple[int, ...]:
+        """The Matryoshka dimensions, ascending."""
+        found = [part.strip() for part in self.matryoshka.split(",") if part.strip()]
+        if not all(part.isdecimal() and int(part) > 0 for part in found):
+            raise InputError(f"--matryoshka {self.matryoshka}: give sizes such as 64,128,256")
+        return tuple(sorted({int(part) for part in found}))
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches a step."""

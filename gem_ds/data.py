@@ -15,7 +15,6 @@ Shapes: T tokens in the stream, N targets, A anchors, k summary tokens.
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +24,12 @@ from torch import Tensor
 from gem_ds import layout
 from gem_ds.attention import Backend, Plan, make_plan
 from gem_ds.kernels import move
-from gem_ds.layout import SUFFIX, SUMMARY, Bounds, Index
-from gem_ds.objectives import Positives
+from gem_ds.layout import SUMMARY, Bounds, Index
+from gem_ds.positives import PositiveOptions, Tokens, View, positives
 from gem_ds.segments import SummaryAttention
 from gem_ds.shards import Row, Shards
 
 PAD_MULTIPLE = 64
-Tokens = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,9 @@ class Batch:
     plan: Plan
     target_index: Tensor  # (N,) positions in the stream that predict
     targets: Tensor  # (N,) what they predict
-    anchors: Tensor  # (A, k) summary tokens of the documents that have a view
-    views: Tensor  # (A, k) summary tokens of those views, in the same order
+    anchors: Tensor  # (A, k) summary tokens of the positives' anchors
+    views: Tensor  # (A, k) summary tokens of their views, in the same order
+    names: Tensor  # (A, 3) what they are about, see `positives.Positive`
     row_ids: tuple[int, ...]
     n_padding: int
 
@@ -57,52 +56,13 @@ class Batch:
         return Batch(**{**vars(self), **moved, "plan": self.plan.to(device)})
 
 
-class View(NamedTuple):
-    """A second text of a document, with its summary tokens and nothing after them."""
-
-    input_ids: Tokens
-    positions: Index
-    summary: int  # where the summary tokens begin
-
-
 @dataclass(frozen=True)
 class BatchOptions:
-    """What a micro-batch holds beside its rows' tokens. The ids are those of the shards."""
+    """What a micro-batch holds beside its rows' tokens."""
 
-    positives: Positives = "dropout"
-    prefix_dropout: float = 0.2
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    positives: PositiveOptions
     attention: Backend = "sdpa"
     summary_attention: SummaryAttention = "isolated"
-
-
-def dropout_view(
-    ids_T: Tokens, document: Sequence[int], share: float, rng: np.random.Generator
-) -> View:
-    """The same prefix with tokens dropped at random, then the summary (paper, Section 3).
-
-    The others keep their position ids, which is the same as masking the dropped ones. The first
-    token (BOS, where the family has one) always stays.
-    """
-    start, summary, suffix, _ = document
-    kept = np.append(True, rng.random(summary - start - 1) >= share)
-    place = np.append(np.flatnonzero(kept), np.arange(summary - start, suffix - start))
-    return View(ids_T[start + place], place.astype(np.int64), int(kept.sum()))
-
-
-def continuation_view(
-    ids_T: Tokens, document: Sequence[int], bos_token_id: int | None, eos_token_id: int | None
-) -> View | None:
-    """The suffix as a text of its own, as it would be encoded: BOS as the prefix has it, no EOS,
-    then the summary. None where there is no suffix."""
-    start, summary, suffix, end = document
-    last = end - 1 if end > suffix and ids_T[end - 1] == eos_token_id else end
-    if last <= suffix:
-        return None
-    first = ids_T[start : start + (ids_T[start] == bos_token_id)]
-    ids = np.concatenate([first, ids_T[suffix:last], ids_T[summary:suffix]])
-    return View(ids, np.arange(len(ids)), len(first) + last - suffix)
 
 
 def make_batch(
@@ -123,6 +83,7 @@ def make_batch(
     bounds: list[Bounds] = []
     anchors: list[int] = []
     views: list[int] = []
+    names: list[tuple[int, int, int]] = []
     at = 0
 
     def append(tokens: Tokens, places: Index, boundaries: Bounds) -> None:
@@ -132,30 +93,25 @@ def make_batch(
         bounds.append(layout.shift(boundaries, at))
         at += len(tokens)
 
+    def append_view(view: View) -> int:
+        n = len(view.input_ids)
+        summary = at + view.summary
+        append(view.input_ids, view.positions, np.array([[0, view.summary, n, n]]))
+        return summary
+
     for row in rows:
         append(row.input_ids, layout.positions(row.bounds), row.bounds)
     trained = np.concatenate(bounds)
     targets_T = layout.targets(np.concatenate(ids), trained)
-    k = 0
     if with_views:
         row_starts = np.cumsum([0, *(len(row.input_ids) for row in rows)])
         for row, row_id, row_start in zip(rows, row_ids, row_starts, strict=False):
             rng = np.random.default_rng([*view_seeds, row_id])
-            for document in row.bounds[layout.is_gem(row.bounds)].tolist():
-                if options.positives == "dropout":
-                    view = dropout_view(row.input_ids, document, options.prefix_dropout, rng)
-                else:
-                    found = continuation_view(
-                        row.input_ids, document, options.bos_token_id, options.eos_token_id
-                    )
-                    if found is None:
-                        continue
-                    view = found
-                k = document[SUFFIX] - document[SUMMARY]
-                n = len(view.input_ids)
-                anchors.append(int(row_start) + document[SUMMARY])
-                views.append(at + view.summary)
-                append(view.input_ids, view.positions, np.array([[0, view.summary, n, n]]))
+            for found in positives(row, options.positives, rng):
+                own = int(row_start + row.bounds[found.document, SUMMARY])
+                anchors.append(append_view(found.anchor) if found.anchor else own)
+                views.append(append_view(found.view))
+                names.append(found.names)
     n_padding = -at % PAD_MULTIPLE
     if n_padding:
         padding = np.array([layout.plain(0, n_padding)], dtype=np.int32)
@@ -167,7 +123,7 @@ def make_batch(
     def tensor(array: npt.ArrayLike) -> Tensor:
         return torch.from_numpy(np.asarray(array, dtype=np.int64))
 
-    offsets_k = np.arange(k)
+    offsets_k = np.arange(len(options.positives.summary_tokens))
     return Batch(
         input_ids=tensor(np.concatenate(ids))[None],
         position_ids=tensor(np.concatenate(position_ids))[None],
@@ -176,6 +132,7 @@ def make_batch(
         targets=tensor(targets_T[index_N]),
         anchors=tensor(np.array(anchors, dtype=np.int64)[:, None] + offsets_k),
         views=tensor(np.array(views, dtype=np.int64)[:, None] + offsets_k),
+        names=tensor(np.array(names, dtype=np.int64).reshape(-1, 3)),
         row_ids=tuple(row_ids),
         n_padding=n_padding,
     )

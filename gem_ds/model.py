@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from gem_ds import attention
+from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
 from gem_ds.data import Batch
 from gem_ds.errors import InputError
-from gem_ds.objectives import info_nce, next_token_loss
+from gem_ds.objectives import next_token_loss
 
 VOCABULARY_MULTIPLE = 64  # rows of the embedding, for the matrix units
 NOISE = 0.02  # of the new rows, relative to the spread of the trained ones
@@ -40,16 +41,18 @@ class Sums(NamedTuple):
 class GemModel(nn.Module):
     """The language model `lm` and the contrastive loss's learnable temperature."""
 
-    def __init__(self, lm: Any, temperature: float = 20.0) -> None:
+    def __init__(self, lm: Any, options: ContrastiveOptions | None = None) -> None:
         super().__init__()
         self.lm = lm
+        self.options = options or ContrastiveOptions()
         self.softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
-        self.log_scale = nn.Parameter(torch.tensor([math.log(temperature)], dtype=lm.dtype))
+        start = torch.tensor([math.log(self.options.temperature)], dtype=lm.dtype)
+        self.log_scale = nn.Parameter(start, requires_grad=self.options.learn_temperature)
 
     def embed(self, hidden_TC: Tensor, summary_Ak: Tensor) -> Tensor:
-        """(A, C) the mean over the last hidden states at each document's summary tokens."""
+        """(A, C) of the last hidden states at each document's summary tokens."""
         flat = hidden_TC.index_select(0, summary_Ak.flatten())
-        return flat.view(*summary_Ak.shape, flat.shape[-1]).float().mean(1)
+        return aggregate(flat.view(*summary_Ak.shape, flat.shape[-1]), self.options.aggregation)
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """(N, V) next-token logits of hidden states."""
@@ -84,7 +87,9 @@ class GemModel(nn.Module):
         contrastive = info_nce(
             self.embed(hidden_TC, batch.anchors),
             self.embed(hidden_TC, batch.views),
+            batch.names,
             self.log_scale,
+            self.options,
         )
         return Sums(ntp, *contrastive)
 
@@ -157,11 +162,12 @@ def add_rows(lm: Any, vocab_size: int, n_trained: int) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for AdamW: matrices decay; norms, biases, embeddings and the temperature do not."""
+    """Groups of what is trained, for AdamW: matrices decay; norms, biases, embeddings and the
+    temperature do not."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
         matrix = len(_size(parameter)) > 1 and id(parameter) not in embeddings
         (decayed if matrix else others).append(parameter)
     return [

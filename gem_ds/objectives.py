@@ -3,72 +3,20 @@
 Losses are sums; `step_loss` is the one place where they are divided by the step's global counts and
 where what DeepSpeed does to gradients is undone.
 
-Shapes: A anchors on this rank, G views on all ranks, C hidden size, V vocabulary.
+The contrastive loss is in `contrastive`. Shapes: N targets, V vocabulary.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from gem_ds import dist
-
-MAX_LOG_SCALE = math.log(100)
 
 
 def next_token_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """Sum of the cross entropy of the targets, in fp32; 0 with a gradient where there are none."""
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
-
-
-class _ClampToRange(torch.autograd.Function):
-    """Clamp whose gradient vanishes only where it points out of the range, so that a parameter
-    that an optimizer's momentum carried past a bound can come back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.range = low, high
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        low, high = ctx.range
-        outward = ((x >= high) & (grads[0] < 0)) | ((x <= low) & (grads[0] > 0))
-        return grads[0].masked_fill(outward, 0), None, None
-
-
-class Contrastive(NamedTuple):
-    """Sums over this rank's anchors, and the scale of the cosines; only the loss has a gradient."""
-
-    loss: Tensor
-    positive_cosine: Tensor
-    negative_cosine: Tensor  # sum over anchors of the mean over their negatives
-    scale: Tensor
-
-
-def info_nce(anchors_AC: Tensor, views_AC: Tensor, log_scale: Tensor) -> Contrastive:
-    """InfoNCE of each anchor with its own view among the views of all ranks (paper, Section 3).
-
-    Cosine similarity in fp32 times ``exp(log_scale)``, the scale clamped to [1, 100]. All ranks
-    must call, those without anchors too.
-    """
-    anchors_AC = F.normalize(anchors_AC.float(), dim=-1)
-    views_GC, first = dist.gather_rows(F.normalize(views_AC.float(), dim=-1))
-    clamped: Tensor = _ClampToRange.apply(log_scale.float(), 0.0, MAX_LOG_SCALE)  # type: ignore[no-untyped-call]
-    scale = clamped.exp()
-    cosine_AG = anchors_AC @ views_GC.T
-    own = first + torch.arange(len(anchors_AC), device=anchors_AC.device)
-    loss = F.cross_entropy(cosine_AG * scale, own, reduction="sum")
-    with torch.no_grad():
-        positive_A = cosine_AG.gather(1, own[:, None]).squeeze(1)
-        n_negatives = max(cosine_AG.shape[1] - 1, 1)
-        negative = (cosine_AG.sum() - positive_A.sum()) / n_negatives
-    return Contrastive(loss, positive_A.sum(), negative, scale.detach()[0])
 
 
 def step_loss(
@@ -95,9 +43,10 @@ def step_loss(
 class Schedule:
     """Alpha and the learning rate of a step: pure functions of its number (0-based).
 
-    Alpha is 0 before `alpha_start`, `alpha` from `alpha_start + alpha_ramp` on, and linear between
-    (the paper's is a step: ramp 0, start 100, alpha 1). The rate is the mean of the two rates
-    weighted by alpha, times a linear warm-up and a cosine decay to `final_rate` of itself.
+    Alpha is 0 before `alpha_start`, `alpha` from `alpha_start + alpha_ramp` on, and between them
+    rises linearly or as half a cosine (the paper's is a step: ramp 0, start 100, alpha 1). The rate
+    is the mean of the two rates weighted by alpha, times a linear warm-up and a cosine decay to
+    `final_rate` of itself.
     """
 
     steps: int
@@ -108,12 +57,15 @@ class Schedule:
     alpha: float = 1.0
     alpha_start: int = 100
     alpha_ramp: int = 0
+    alpha_shape: Literal["linear", "cosine"] = "linear"
 
     def alpha_at(self, step: int) -> float:
         if step < self.alpha_start:
             return 0.0
-        done = (step - self.alpha_start + 1) / (self.alpha_ramp + 1)
-        return self.alpha * min(done, 1.0)
+        done = min((step - self.alpha_start + 1) / (self.alpha_ramp + 1), 1.0)
+        if self.alpha_shape == "cosine":
+            done = 0.5 * (1 - math.cos(math.pi * done))
+        return self.alpha * done
 
     def rate_at(self, step: int) -> float:
         alpha = self.alpha_at(step)
@@ -123,6 +75,3 @@ class Schedule:
         done = (step - self.warmup) / max(self.steps - self.warmup, 1)
         cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         return peak * (self.final_rate + (1 - self.final_rate) * cosine)
-
-
-Positives = Literal["dropout", "continuation"]

@@ -22,8 +22,11 @@ def main() -> None:
 
     from gem_ds.config import TrainConfig
     from gem_ds.engine import train
+    from gem_ds.recipes import RECIPES, named
 
-    (config,) = HfArgumentParser(TrainConfig).parse_args_into_dataclasses()
+    parser = HfArgumentParser(TrainConfig)
+    parser.set_defaults(**RECIPES[named(sys.argv[1:])])
+    (config,) = parser.parse_args_into_dataclasses()
     train(config)
 
 

@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "gem_ds"
 FLOORS = {
     0: """errors files layout draws records stores inputs tables sources tokenization sentences
           documents mixture units manifest shards packing chat tally job texts sharding pool
-          local finish prepare_config cluster prepare verification inspection segments config
-          corpus bpe""",
-    1: "dist metrics masks picture kernels pieces sdpa flex attention objectives data checkpoint",
+          local finish prepare_config cluster prepare verification inspection segments positives
+          recipes config corpus bpe""",
+    1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
+          data checkpoint""",
     2: "model export encode",
     3: "build engine evaluate",
 }
