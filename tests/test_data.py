@@ -7,8 +7,8 @@ from runs import random_shards
 
 from gem_ds import layout
 from gem_ds.attention import gem_attention
-from gem_ds.data import BatchOptions, Loader, continuation_view, dropout_view, make_batch
-from gem_ds.layout import END, START, SUFFIX, SUMMARY
+from gem_ds.data import BatchOptions, Loader, make_batch
+from gem_ds.positives import PositiveOptions
 from gem_ds.shards import Shards
 
 
@@ -18,8 +18,18 @@ def shards(tmp_path_factory, tokenizer_dir):
     return Shards(random_shards(folder, tokenizer_dir, n_rows=23, k=2))
 
 
-def loader(shards, rows=8, micro=1, rank=0, world_size=1, seed=3, **options):
-    return Loader(shards, BatchOptions(**options), rows, micro, rank, world_size, seed)
+SUMMARY_TOKENS = (400, 401)
+KINDS = ("dropout", "continuation", "crops")
+
+
+def options(*kinds):
+    tokens = {"summary_tokens": SUMMARY_TOKENS, "bos_token_id": 0, "eos_token_id": 1}
+    lengths = {"crop_tokens": (2, 8), "crop_every": 16}
+    return BatchOptions(PositiveOptions(kinds or ("dropout",), **tokens, **lengths))
+
+
+def loader(shards, rows=8, micro=1, rank=0, world_size=1, seed=3):
+    return Loader(shards, options(), rows, micro, rank, world_size, seed)
 
 
 def test_a_micro_batch_holds_the_same_rows_on_one_rank_and_on_many(shards):
@@ -69,7 +79,7 @@ def test_a_step_is_a_function_of_its_number(shards):
 
 def test_the_stream_is_rows_then_views_then_padding(shards):
     rows = [shards.read(i) for i in (3, 4)]
-    batch = make_batch(rows, (3, 4), BatchOptions(), with_targets=True, with_views=True)
+    batch = make_batch(rows, (3, 4), options(), with_targets=True, with_views=True)
     ids = batch.input_ids[0].numpy()
     n = sum(len(row.input_ids) for row in rows)
     assert np.array_equal(ids[:n], np.concatenate([row.input_ids for row in rows]))
@@ -85,62 +95,30 @@ def test_the_stream_is_rows_then_views_then_padding(shards):
     assert set(ids[batch.views.flatten()]) == set(ids[batch.anchors.flatten()]) == k_ids
     assert len(ids) % 64 == 0
     assert 0 <= batch.n_padding < 64
-    with_views_only = make_batch(rows, (3, 4), BatchOptions(), with_targets=False, with_views=True)
+    with_views_only = make_batch(rows, (3, 4), options(), with_targets=False, with_views=True)
     assert len(with_views_only.targets) == len(with_views_only.target_index) == 0
-    plain_only = make_batch(rows, (3, 4), BatchOptions(), with_targets=True, with_views=False)
+    plain_only = make_batch(rows, (3, 4), options(), with_targets=True, with_views=False)
     assert len(plain_only.anchors) == len(plain_only.views) == 0
     assert plain_only.input_ids.shape[1] < batch.input_ids.shape[1]
 
 
-DOCUMENT = (2, 12, 14, 20)  # prefix of 10, two summary tokens, suffix of 6
-IDS = np.arange(100, 130, dtype=np.int32)
-
-
-def test_dropout_keeps_the_first_token_the_summary_and_position_ids():
-    rng = np.random.default_rng(0)
-    sizes = []
-    for _ in range(300):
-        view = dropout_view(IDS, DOCUMENT, 0.3, rng)
-        assert view.input_ids[0] == 102
-        assert view.input_ids[view.summary :].tolist() == [112, 113]
-        assert (view.input_ids - 102).tolist() == view.positions.tolist()
-        assert (np.diff(view.positions) > 0).all()
-        sizes.append(view.summary)
-    assert np.mean(sizes) == pytest.approx(1 + 9 * 0.7, abs=0.3)
-    whole = dropout_view(IDS, DOCUMENT, 0.0, rng)
-    assert whole.input_ids.tolist() == list(range(102, 114))
-
-
-def test_a_continuation_view_is_the_suffix_as_it_would_be_encoded():
-    view = continuation_view(IDS, DOCUMENT, bos_token_id=102, eos_token_id=119)
-    assert view.input_ids.tolist() == [102, *range(114, 119), 112, 113]
-    assert view.positions.tolist() == list(range(8))
-    assert view.summary == 6
-    bare = continuation_view(IDS, DOCUMENT, bos_token_id=None, eos_token_id=None)
-    assert bare.input_ids.tolist() == [*range(114, 120), 112, 113]
-    assert continuation_view(IDS, (2, 12, 14, 14), None, None) is None
-    assert continuation_view(IDS, (2, 12, 14, 15), None, 114) is None
-
-
-@pytest.mark.parametrize("positives", ["dropout", "continuation"])
-def test_views_do_not_depend_on_the_rank_that_makes_them(shards, positives):
-    options = BatchOptions(positives=positives, bos_token_id=0, eos_token_id=1)
-    both = make_batch([shards.read(9), shards.read(5)], (9, 5), options, True, True)
-    alone = make_batch([shards.read(9)], (9,), options, True, True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_views_do_not_depend_on_the_rank_that_makes_them(shards, kind):
+    both = make_batch([shards.read(9), shards.read(5)], (9, 5), options(kind), True, True)
+    alone = make_batch([shards.read(9)], (9,), options(kind), True, True)
     n = int(alone.views[-1, -1]) + 1 - 64
     assert n > 10
     assert torch.equal(both.input_ids[0, 128 : 128 + n], alone.input_ids[0, 64 : 64 + n])
     assert torch.equal(both.position_ids[0, 128 : 128 + n], alone.position_ids[0, 64 : 64 + n])
-    again = make_batch([shards.read(9)], (9,), options, True, True, view_seeds=(1,))
-    assert torch.equal(alone.input_ids, again.input_ids) == (positives == "continuation")
+    again = make_batch([shards.read(9)], (9,), options(kind), True, True, view_seeds=(1,))
+    assert torch.equal(alone.input_ids, again.input_ids) == (kind == "continuation")
 
 
-@pytest.mark.parametrize("positives", ["dropout", "continuation"])
-def test_no_view_sees_its_document_and_no_document_its_view(shards, positives):
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_view_sees_its_document_and_no_document_its_view(shards, kind):
     """Through attention itself: the output at one never moves with a value of the other."""
-    options = BatchOptions(positives=positives, bos_token_id=0, eos_token_id=1)
     rows = [shards.read(i) for i in (3, 4)]
-    batch = make_batch(rows, (3, 4), options, True, True)
+    batch = make_batch(rows, (3, 4), options(kind), True, True)
     T = batch.input_ids.shape[1]
     n = sum(len(row.input_ids) for row in rows)
     q, k = torch.randn(1, 1, T, 4), torch.randn(1, 1, T, 4)
@@ -157,5 +135,21 @@ def test_no_view_sees_its_document_and_no_document_its_view(shards, positives):
     assert not torch.equal(out(v)[:, n:], out(moved_views)[:, n:])
 
 
-def test_bounds_names_mean_what_the_tests_above_take_them_for():
-    assert [DOCUMENT[i] for i in (START, SUMMARY, SUFFIX, END)] == [2, 12, 14, 20]
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_anchor_sees_its_view_and_no_view_its_anchor(shards, kind):
+    batch = make_batch([shards.read(3)], (3,), options(kind), True, True)
+    T = batch.input_ids.shape[1]
+    q, k, v = torch.randn(3, 1, 1, T, 4)
+    document_T = torch.from_numpy(layout.document_of(batch.plan.bounds_D4))
+
+    def out(values):
+        return gem_attention(torch.nn.Module(), q, k, values, None, gem_plan=batch.plan)[0]
+
+    before = out(v)
+    assert len(batch.anchors)
+    for anchor, view in zip(batch.anchors[:, 0], batch.views[:, 0], strict=True):
+        for one, other in ((anchor, view), (view, anchor)):
+            moved = v.clone()
+            moved[:, :, document_T == document_T[one]] += 1
+            assert torch.equal(out(moved)[:, other], before[:, other])
+            assert not torch.equal(out(moved)[:, one], before[:, one])

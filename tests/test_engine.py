@@ -80,6 +80,9 @@ def assert_same(a, b):
 def test_same_rows_same_numbers(made):
     dropout = {"alpha": 0.5, "config": made / "tied"}
     continuation = {"alpha": 0.5, "config": made / "untied", "positives": "continuation"}
+    crops = {"alpha": 0.5, "config": made / "tied", "positives": "dropout,crops"}
+    crops |= {"crop_tokens": "2-8", "crop_every": 16, "negatives": "all"}
+    crops |= {"matryoshka": "8,16", "aggregation": "concat"}
     contrastive = {"alpha": 1.0, "config": made / "untied"}
     ntp = {"alpha": 0.0, "config": made / "untied"}
     one = one_step(
@@ -88,6 +91,7 @@ def test_same_rows_same_numbers(made):
         {
             "dropout": {**dropout, "rows_per_micro_batch": 8},
             "continuation": {**continuation, "rows_per_micro_batch": 4},
+            "crops": {**crops, "rows_per_micro_batch": 8},
             "contrastive": {**contrastive, "rows_per_micro_batch": 8},
             "ntp": {**ntp, "rows_per_micro_batch": 8},
             "ntp-accumulated": {**ntp, "rows_per_micro_batch": 1},
@@ -99,6 +103,7 @@ def test_same_rows_same_numbers(made):
         {
             "dropout": {**dropout, "rows_per_micro_batch": 4},
             "continuation": {**continuation, "rows_per_micro_batch": 2},
+            "crops": {**crops, "rows_per_micro_batch": 4},
             "contrastive": {**contrastive, "rows_per_micro_batch": 4},
             "ntp": {**ntp, "rows_per_micro_batch": 1},
         },

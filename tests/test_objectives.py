@@ -1,12 +1,9 @@
 """Losses against slow references, and the schedules at their corners."""
 
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
 
-from gem_ds.objectives import Schedule, info_nce, next_token_loss, step_loss
+from gem_ds.objectives import Schedule, next_token_loss, step_loss
 
 
 def test_next_token_loss_sums_and_is_zero_with_gradient_without_targets():
@@ -18,46 +15,6 @@ def test_next_token_loss_sums_and_is_zero_with_gradient_without_targets():
     none.backward()
     assert none.item() == 0
     assert torch.equal(logits.grad, torch.zeros(5, 7))
-
-
-def test_info_nce_is_the_papers_formula():
-    a, v = torch.randn(4, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
-    scale = torch.tensor([math.log(20.0)])
-    got = info_nce(a, v, scale)
-    cosine = torch.stack([torch.stack([F.cosine_similarity(x, y, dim=0) for y in v]) for x in a])
-    weight = (20 * cosine).exp()
-    expected = -(weight.diagonal() / weight.sum(1)).log().sum()
-    assert got.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert got.positive_cosine.item() == pytest.approx(cosine.diagonal().sum().item(), rel=1e-5)
-    others = (cosine.sum() - cosine.diagonal().sum()) / 3
-    assert got.negative_cosine.item() == pytest.approx(others.item(), rel=1e-4)
-    assert got.scale.item() == pytest.approx(20)
-
-
-def test_info_nce_without_anchors_keeps_every_parameter_in_the_graph():
-    hidden = torch.randn(3, 8, requires_grad=True)
-    scale = torch.tensor([3.0], requires_grad=True)
-    loss = info_nce(hidden[:0], hidden[:0], scale).loss
-    loss.backward()
-    assert loss.item() == 0
-    assert scale.grad.item() == 0
-
-
-@pytest.mark.parametrize(("start", "bound"), [(5.0, math.log(100)), (-1.0, 0.0)])
-def test_the_temperature_is_clamped_and_can_come_back(start, bound):
-    """Aligned pairs ask for a larger scale, crossed ones for a smaller: beyond a bound only the
-    gradient that points back passes."""
-    pairs = torch.eye(4)
-    grads = {}
-    for name, views in {"larger": pairs, "smaller": pairs.roll(1, 0)}.items():
-        scale = torch.tensor([start], requires_grad=True)
-        result = info_nce(pairs, views, scale)
-        assert result.scale.item() == pytest.approx(math.exp(bound), rel=1e-5)
-        result.loss.backward()
-        grads[name] = scale.grad.item()
-    inward, outward = ("smaller", "larger") if start > 0 else ("larger", "smaller")
-    assert grads[inward] != 0
-    assert grads[outward] == 0
 
 
 def test_step_loss_divides_by_global_counts_and_undoes_the_average_over_ranks():
@@ -85,3 +42,19 @@ def test_alpha_ramps_linearly_to_its_final_value():
     )
     got = [schedule.alpha_at(s) for s in range(9, 16)]
     assert got == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
+
+
+def test_alpha_rises_as_half_a_cosine():
+    schedule = Schedule(
+        steps=100,
+        warmup=0,
+        ntp_rate=1,
+        contrastive_rate=1,
+        alpha=0.8,
+        alpha_start=10,
+        alpha_ramp=3,
+        alpha_shape="cosine",
+    )
+    got = [schedule.alpha_at(s) for s in range(9, 15)]
+    quarter = 0.5 * (1 - 0.5**0.5)
+    assert got == pytest.approx([0, 0.8 * quarter, 0.4, 0.8 * (1 - quarter), 0.8, 0.8])
