@@ -33,7 +33,7 @@ HELD_OUT, HELD_OUT_SHARE = 500, 0.02
 
 # Flags of the trainings, for two cores: a base on plain rows, then the summary token.
 # Docstrings have titles, so the pairs are (title, rest); an own corpus is cut where chance wills.
-# Positives are the suffix, encoded as a text of its own; docs/log.md has what was tried.
+# Positives are the answer, or the suffix, as a text of its own; docs/log.md has what was tried.
 BASE = (
     "--alpha 0 --steps 600 --rows-per-step 4 --rows-per-micro-batch 2 --learning-rate 3e-3 "
     "--gradient-checkpointing false"
@@ -42,7 +42,7 @@ PAIRS = "--kinds plain=0.1,pair=0.9 --context-field title --answer-field rest --
 GEM = (
     "--steps 200 --rows-per-step 24 --rows-per-micro-batch 12 --warmup-steps 10 --final-rate 0 "
     "--learning-rate 1e-3 --contrastive-learning-rate 1e-3 --alpha 0.5 --alpha-start 0 "
-    "--positives continuation --gradient-checkpointing false"
+    "--positives pair --gradient-checkpointing false"
 )
 OWN_CUTS = "--kinds plain=0.5,continuation=0.5 --row-length 512"
 OWN_GEM = (

@@ -273,6 +273,8 @@ def _state(config: TrainConfig, manifest: Manifest, model_config: Any) -> dict[s
         "vocab_size": shape.vocab_size,
         "summary_tokens": manifest.summary_tokens,
         "summary_attention": config.summary_attention,
+        "aggregation": config.aggregation,
+        "dimensions": list(config.dimensions()),
         "manifest": manifest.digest,
         "rows_per_step": config.rows_per_step,
         "seed": config.seed,

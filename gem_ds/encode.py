@@ -23,6 +23,7 @@ from transformers import AutoModel
 
 from gem_ds import attention, layout, tokenization
 from gem_ds.attention import Backend, Choice
+from gem_ds.contrastive import Aggregation, aggregate
 from gem_ds.errors import InputError
 from gem_ds.export import read_gem_config
 from gem_ds.files import replacing
@@ -80,7 +81,7 @@ def longest_document(config: Any) -> int:
 
 
 class Encoder:
-    """Turns texts into unit vectors: the mean of the last hidden states at the summary tokens.
+    """Turns texts into unit vectors, made of the last hidden states at the summary tokens.
 
     `backbone` is a Transformers model without its head; it is switched to this project's attention
     and to evaluation.
@@ -93,12 +94,14 @@ class Encoder:
         summary_tokens: Sequence[int],
         summary_attention: SummaryAttention = "isolated",
         backend: Choice = "auto",
+        aggregation: Aggregation = "mean",
     ) -> None:
         attention.attach(backbone)
         self.backbone = backbone.eval()
         self.vocab = vocab
         self.summary_tokens = np.asarray(summary_tokens, dtype=np.int32)
         self.summary_attention = summary_attention
+        self.aggregation = aggregation
         self.backend = attention.choose(backend, backbone, backbone.device, backbone.dtype)
 
     @classmethod
@@ -128,7 +131,16 @@ class Encoder:
             dtype = torch.float32
         backbone = AutoModel.from_pretrained(folder, dtype=dtype or "auto").to(device)
         vocab = tokenization.load(folder)
-        return cls(backbone, vocab, gem.summary_tokens, gem.summary_attention, attention)
+        return cls(
+            *(backbone, vocab, gem.summary_tokens),
+            *(gem.summary_attention, attention, gem.aggregation),
+        )
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a whole embedding."""
+        hidden_size = int(self.backbone.config.get_text_config().hidden_size)
+        return hidden_size * (len(self.summary_tokens) if self.aggregation == "concat" else 1)
 
     def encode(
         self,
@@ -136,20 +148,27 @@ class Encoder:
         batch_tokens: int = 8192,
         max_length: int | None = None,
         show_progress: bool = False,
+        truncate_dim: int | None = None,
     ) -> Vectors:
         """(N, C) float32, one unit vector a text, whatever the others are and their order.
+
+        With `truncate_dim` it is the unit vector of so many first dimensions (a model trained with
+        ``--matryoshka`` says which are good).
 
         Text that spells a control token is text. A text of more than `max_length` tokens (the
         model's own maximum without it), control tokens included, is cut at its end, which is said
         once on stderr. Raises `InputError` for a text of no tokens if the model has no bos token.
         """
         documents = self._documents(texts, max_length)
-        hidden_size = self.backbone.config.get_text_config().hidden_size
-        vectors_NC = np.empty((len(texts), hidden_size), dtype=np.float32)
+        size = self.width if truncate_dim is None else truncate_dim
+        if not 0 < size <= self.width:
+            raise InputError(f"an embedding has {self.width} dimensions, not {size}; ask for fewer")
+        vectors_NC = np.empty((len(texts), size), dtype=np.float32)
         lengths = [len(document) for document in documents]
         bar = tqdm(total=len(texts), unit="text", disable=not show_progress)
         for batch in batches(lengths, batch_tokens):
-            vectors_NC[batch] = self._embed([documents[i] for i in batch]).cpu().numpy()
+            whole_NC = self._embed([documents[i] for i in batch])
+            vectors_NC[batch] = F.normalize(whole_NC[:, :size], dim=-1).cpu().numpy()
             bar.update(len(batch))
         bar.close()
         return vectors_NC
@@ -185,7 +204,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _embed(self, documents: Sequence[Ids]) -> Tensor:
-        """(D, C) float32 unit vectors of the documents of one stream."""
+        """(D, C) float32 embeddings of the documents of one stream."""
         arguments, bounds_D4 = stream(
             documents,
             len(self.summary_tokens),
@@ -195,7 +214,7 @@ class Encoder:
         )
         hidden_TC = self.backbone(**arguments).last_hidden_state[0]
         index_Dk = torch.from_numpy(layout.summary_index(bounds_D4)).to(hidden_TC.device)
-        return F.normalize(hidden_TC[index_Dk].float().mean(1), dim=-1)
+        return aggregate(hidden_TC[index_Dk], self.aggregation)
 
 
 def read_lines(path: str) -> list[str]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from gem_ds import tokenization
+from gem_ds.contrastive import Aggregation
 from gem_ds.errors import InputError
 from gem_ds.segments import SummaryAttention
 from gem_ds.tokenization import Vocabulary
@@ -34,7 +35,8 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 class GemConfig:
     """What a reader must know beside the Transformers config to embed with the model.
 
-    `step` and `manifest` (a digest of the shards) tell where the weights are from.
+    `step` and `manifest` (a digest of the shards) tell where the weights are from; `dimensions` are
+    what embeddings can be cut to.
     """
 
     summary_tokens: tuple[int, ...]
@@ -42,6 +44,8 @@ class GemConfig:
     base: str
     step: int
     manifest: str
+    aggregation: Aggregation = "mean"
+    dimensions: tuple[int, ...] = ()
 
 
 def read_gem_config(folder: Path) -> GemConfig:
@@ -54,10 +58,12 @@ def read_gem_config(folder: Path) -> GemConfig:
         )
     try:
         raw = json.loads(path.read_text())
-        gem = GemConfig(**{**raw, "summary_tokens": tuple(raw["summary_tokens"])})
+        gem = GemConfig(**{n: tuple(x) if isinstance(x, list) else x for n, x in raw.items()})
         if gem.summary_attention not in get_args(SummaryAttention):
             raise ValueError(f"summary_attention {gem.summary_attention!r} is unknown")
-    except (ValueError, KeyError, TypeError) as error:
+        if gem.aggregation not in get_args(Aggregation):
+            raise ValueError(f"aggregation {gem.aggregation!r} is unknown")
+    except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error!r}); export the model again") from error
     return gem
 
@@ -79,6 +85,8 @@ def export_run(run: Path, step: int | None, output: Path, dtype: torch.dtype) ->
         base=told["model"] or told["config"],
         step=state["step"],
         manifest=state["manifest"],
+        aggregation=state["aggregation"],
+        dimensions=tuple(state["dimensions"]),
     )
     generation_path = folder / "model" / "generation_config.json"
     generation = json.loads(generation_path.read_text()) if generation_path.is_file() else None
@@ -121,17 +129,18 @@ def export(
         if len(gem.summary_tokens) == 1:
             _write_embed(temporary / "model", temporary / "model-embed", vocab, gem)
         else:
-            (temporary / EMBED_REFUSED).write_text(_why_no_embed(len(gem.summary_tokens)))
+            (temporary / EMBED_REFUSED).write_text(_why_no_embed(gem))
         temporary.replace(output)  # onto nothing or an empty folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _why_no_embed(k: int) -> str:
+def _why_no_embed(gem: GemConfig) -> str:
+    k = len(gem.summary_tokens)
     if not k:
         return "This model was trained without summary tokens, so it generates but cannot embed.\n"
     return (
-        f"This model embeds with {k} summary tokens and the mean over them.\n"
+        f"This model embeds with {k} summary tokens ({gem.aggregation} over them).\n"
         "Stock SentenceTransformers cannot do that, so there is no model-embed here.\n"
         "Embed with launch/encode.py --model, or gem_ds.encode.Encoder.\n"
     )

@@ -25,6 +25,9 @@ def main() -> None:
     parser.add_argument(
         "--max-length", type=int, metavar="N", help="tokens kept of a text; all that fit"
     )
+    parser.add_argument(
+        "--truncate-dim", type=int, metavar="N", help="first dimensions kept of a vector; all"
+    )
     if len(sys.argv) == 1:
         parser.print_help()
         sys.exit(2)
@@ -39,7 +42,11 @@ def main() -> None:
     texts = encode.read_lines(args.input)
     encoder = encode.Encoder.from_pretrained(args.model)
     vectors = encoder.encode(
-        texts, args.batch_tokens, args.max_length, show_progress=sys.stderr.isatty()
+        texts,
+        args.batch_tokens,
+        args.max_length,
+        show_progress=sys.stderr.isatty(),
+        truncate_dim=args.truncate_dim,
     )
     encode.save(vectors, args.output)
 

@@ -1,12 +1,18 @@
 """Flags and the DeepSpeed JSON: filled, or refused in one sentence."""
 
 import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
 
 import pytest
 from runs import ROOT
+from transformers import HfArgumentParser
 
 from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
 from gem_ds.errors import InputError
+from gem_ds.recipes import DEFAULT, RECIPES, named
 
 
 def config(**flags):
@@ -79,3 +85,54 @@ def test_flags_out_of_range(flags, message):
 def test_good_flags_pass():
     config().check(world_size=2)
     assert config(rows_per_step=12, rows_per_micro_batch=2).accumulation(world_size=3) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"positives": "dropout,cropped"}, "one or several of dropout, continuation, pair, crops"),
+        ({"positives": "crops,crops"}, "--positives crops,crops: give one or several"),
+        ({"positives": ""}, "--positives : give one or several"),
+        ({"crop_tokens": "64-16"}, "--crop-tokens 64-16: give the least and most tokens"),
+        ({"crop_tokens": "0-16"}, "--crop-tokens 0-16"),
+        ({"crop_tokens": "16"}, "--crop-tokens 16"),
+        ({"crop_every": 0}, "--crop-every 0 is out of range"),
+        ({"matryoshka": "64,x"}, "--matryoshka 64,x: give sizes such as 64,128,256"),
+        ({"matryoshka": "0"}, "--matryoshka 0"),
+        ({"alpha": 1.5}, "--alpha 1.5 is out of range"),
+        ({"temperature": 101.0}, "--temperature 101.0 is out of range"),
+        ({"least_temperature": 30.0}, "--temperature 20.0 is out of range"),
+        ({"least_temperature": 0.0}, "--least-temperature 0.0 is out of range"),
+    ],
+)
+def test_values_of_no_sense_are_named(flags, message):
+    with pytest.raises(InputError, match=message):
+        config(**flags).check(1)
+
+
+def test_lists_among_the_flags():
+    found = config(positives="crops, pair", crop_tokens="8-32", matryoshka="64, 16,64")
+    assert found.positive_kinds() == ("pair", "crops")
+    assert found.crop_lengths() == (8, 32)
+    assert found.dimensions() == (16, 64)
+    assert config().dimensions() == ()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_names_flags_that_there_are_and_passes_the_checks(recipe):
+    flags = {field.name for field in fields(TrainConfig)}
+    assert RECIPES[recipe].keys() <= flags
+    config(**RECIPES[recipe]).check(1)
+
+
+def test_a_recipe_sets_defaults_and_flags_win():
+    command = [sys.executable, "launch/train.py", "--recipe", "paper", "--alpha", "0.25", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    flat = " ".join(shown.split())
+    assert re.search(r"--alpha_start, --alpha-start ALPHA_START .*?\(default: 100\)", flat)
+    parser = HfArgumentParser(TrainConfig)
+    parser.set_defaults(**RECIPES[named(command)])
+    needed = ["--shards", "s", "--output", "o", "--deepspeed", "d", "--recipe", "paper"]
+    (found,) = parser.parse_args_into_dataclasses([*needed, "--alpha", "0.25"])
+    assert (found.alpha, found.contrastive_learning_rate) == (0.25, 1e-5)
+    assert named([]) == DEFAULT

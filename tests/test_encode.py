@@ -1,6 +1,8 @@
 """Embeddings are those of plain Transformers, whatever the batch, the order and the text."""
 
 import io
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +32,11 @@ def exported(
 @pytest.fixture(scope="module")
 def llama(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_tiny(tokenizer_dir, tmp_path_factory.mktemp("llama"))[1]
+
+
+def rewrite_gem_config(folder: Path, **changes: Any) -> None:
+    path = folder / "model" / "gem_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("lengths", [[3, 9, 1, 9, 4, 12, 2], [1], [50], [7] * 5])
@@ -78,12 +85,20 @@ def test_independent_of_batch_and_order(llama: Path) -> None:
     assert np.abs(together[order] - together).max() > 0.1  # the order does matter to the result
 
 
-@pytest.mark.parametrize("attention", ["isolated", "causal"])
-@pytest.mark.parametrize("backend", ["sdpa", "dense"])
+@pytest.mark.parametrize(
+    ("attention", "backend", "aggregation"),
+    [
+        ("isolated", "sdpa", "mean"),
+        ("isolated", "dense", "concat"),
+        ("causal", "sdpa", "last"),
+        ("causal", "dense", "mean"),
+    ],
+)
 def test_several_summary_tokens_follow_the_rule(
-    tokenizer_dir: Path, tmp_path: Path, attention: Any, backend: Any
+    tokenizer_dir: Path, tmp_path: Path, attention: Any, backend: Any, aggregation: Any
 ) -> None:
     _, folder = export_tiny(tokenizer_dir, tmp_path, k=3, attention=attention)
+    rewrite_gem_config(folder, aggregation=aggregation)
     vectors = Encoder.from_pretrained(folder, attention=backend).encode(TEXTS)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     backbone = AutoModel.from_pretrained(folder / "model")
@@ -93,8 +108,36 @@ def test_several_summary_tokens_follow_the_rule(
         allowed = masks.dense(bounds_D4, attention)[None, None]
         with torch.inference_mode():
             states = backbone(torch.tensor([ids]), attention_mask=allowed).last_hidden_state[0, -3:]
-        expected = states.mean(0)
+        expected = {"mean": states.mean(0), "concat": states.flatten(), "last": states[-1]}
+        expected = expected[aggregation]
         assert vector @ (expected / expected.norm()).numpy() > 0.99999
+
+
+def test_cut_embeddings_are_unit_vectors_of_the_first_dimensions(llama: Path) -> None:
+    encoder = Encoder.from_pretrained(llama)
+    whole, cut = encoder.encode(TEXTS), encoder.encode(TEXTS, truncate_dim=8)
+    first = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+    assert cut.shape == (len(TEXTS), 8)
+    assert np.allclose(cut, first, atol=1e-6)
+    stock = SentenceTransformer(str(llama / "model-embed"), device="cpu", truncate_dim=8)
+    vectors = stock.encode(TEXTS, normalize_embeddings=True)
+    assert (vectors * cut).sum(1).min() > 0.9999
+    for size in (0, 33):
+        with pytest.raises(InputError, match=f"has 32 dimensions, not {size}; ask for fewer"):
+            encoder.encode(TEXTS, truncate_dim=size)
+
+
+def test_older_exports_are_means(llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama, tmp_path / "older")
+    path = folder / "model" / "gem_config.json"
+    content = json.loads(path.read_text())
+    del content["aggregation"], content["dimensions"]
+    path.write_text(json.dumps(content))
+    vectors = Encoder.from_pretrained(folder).encode(TEXTS)
+    assert np.array_equal(vectors, Encoder.from_pretrained(llama).encode(TEXTS))
+    rewrite_gem_config(folder, aggregation="median")
+    with pytest.raises(InputError, match="aggregation 'median' is unknown"):
+        Encoder.from_pretrained(folder)
 
 
 def test_text_that_spells_a_control_token_stays_text(llama: Path) -> None:
