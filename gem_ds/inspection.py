@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gem_ds import layout, verification
+from gem_ds.documents import KINDS
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
 from gem_ds.layout import END, START, SUFFIX, SUMMARY
@@ -189,7 +190,7 @@ def describe(shards: Shards, row_id: int, chars: int | None = None) -> Iterator[
         raise InputError(f"{shards.folder} has rows 0 to {len(shards) - 1}; there is no {row_id}")
     vocab = verification.tokenizer(shards)
     names = _control_names(vocab)
-    ids_T, bounds_D4, records_D = shards.read(row_id)
+    ids_T, bounds_D4, records_D, kinds_D = shards.read(row_id)
     yield (
         f"row {row_id:,} of {len(shards):,}: {len(bounds_D4):,} documents, {len(ids_T):,} of "
         f"{shards.manifest.row_length:,} tokens"
@@ -197,10 +198,10 @@ def describe(shards: Shards, row_id: int, chars: int | None = None) -> Iterator[
     for d, (start, summary, suffix, end) in enumerate(bounds_D4.tolist()):
         number, offset = place_of(int(records_D[d]))
         name = shards.manifest.config["input"][number]["name"]
-        kind = "plain"
+        kind = KINDS[kinds_D[d]]
         parts = {"": ids_T[start:end]}
         if suffix > summary:
-            kind = f"GEM ({summary - start:,} prefix + {suffix - summary:,} summary + "
+            kind += f" ({summary - start:,} prefix + {suffix - summary:,} summary + "
             kind += f"{end - suffix:,} suffix)"
             parts = {"--- prefix": ids_T[start:summary], "--- summary": ids_T[summary:suffix]}
             parts["--- suffix"] = ids_T[suffix:end]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gem_ds.documents import Document
+from gem_ds.documents import KINDS, Document
 from gem_ds.shards import Row
 
 CARRIED = 4  # one in so many of a window's rows, the emptiest, waits for the next window
@@ -89,4 +89,5 @@ def _row(documents: list[Document]) -> Row:
         np.concatenate([document.input_ids for document in documents]),
         bounds,
         np.array([document.record for document in documents], dtype=np.int64),
+        np.array([KINDS.index(document.kind) for document in documents], dtype=np.int8),
     )

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gem_ds import layout
+from gem_ds.documents import KINDS
 from gem_ds.errors import InputError
 from gem_ds.files import replacing, sha256
 from gem_ds.layout import START
@@ -34,7 +35,12 @@ OPEN_FILES = 64  # kept open by a reader
 CACHED_GROUPS = 8
 AGAIN = "remove the folder and run python data_prep/shard.py again"
 REDO = "remove that file and manifest.json, and run the same python data_prep/shard.py again"
-COLUMNS = {"input_ids": pa.int32(), "bounds": pa.int32(), "records": pa.int64()}
+COLUMNS = {
+    "input_ids": pa.int32(),
+    "bounds": pa.int32(),
+    "records": pa.int64(),
+    "kinds": pa.int8(),
+}
 SCHEMA = pa.schema(  # without nulls, which reads a quarter faster
     pa.field(name, pa.list_(pa.field("element", kind, nullable=False)), nullable=False)
     for name, kind in COLUMNS.items()
@@ -53,12 +59,14 @@ class Row(NamedTuple):
     """A packed row, not padded.
 
     input_ids (n,) int32; bounds (D, 4) int32, see `layout`, the documents tile ``[0, n)``;
-    records (D,) int64, the record each document came from, see `records.place_of`.
+    records (D,) int64, the record each document came from, see `records.place_of`; kinds (D,) int8,
+    numbers in `documents.KINDS`.
     """
 
     input_ids: npt.NDArray[np.int32]
     bounds: npt.NDArray[np.int32]
     records: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int8]
 
 
 @contextmanager
@@ -144,6 +152,10 @@ def _array(values: npt.NDArray[Any], kind: Any) -> Any:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
+def _within(values: npt.NDArray[Any], end: int) -> bool:
+    return bool(values.min(initial=0) >= 0 and values.max(initial=0) < end)
+
+
 def _footer_sha256(path: Path) -> str:
     """sha256 of the file's metadata, which Parquet's page checksums do not cover."""
     with path.open("rb") as file:
@@ -196,7 +208,8 @@ class Shards:
         in_file = row_id - int(self._ends[index] - self.manifest.files[index]["n_rows"])
         with self._lock:  # Arrow's readers are not made for several threads at once
             row = self._group(index, in_file // self.group)[in_file % self.group]
-        return Row(row.input_ids.copy(), row.bounds.copy(), row.records.copy())  # its group may go
+        ids, bounds = row.input_ids.copy(), row.bounds.copy()  # so that its group may go
+        return Row(ids, bounds, row.records.copy(), row.kinds.copy())
 
     def _read_group(self, index: int, group: int) -> list[Row]:
         path = self.folder / self.manifest.files[index]["name"]
@@ -239,15 +252,17 @@ class Shards:
 
         By column, `ends` holds where each begins, and where the last ends.
         """
-        tokens, documents, _ = ends
-        n_tokens, n_documents, n_records = (x[1:] - x[:-1] for x in ends)
-        ids, bounds, _ = rows
+        tokens, documents, *_ = ends
+        n_tokens, n_documents, n_records, n_kinds = (x[1:] - x[:-1] for x in ends)
+        ids, bounds, _, kinds = rows
         manifest = self.manifest
         wrong = {
             "has no document": (n_documents < 1).any(),
             f"has more than {manifest.row_length} tokens": n_tokens.max() > manifest.row_length,
             "does not name a record for each document": (n_records != n_documents).any(),
-            "has ids outside the vocabulary": ids.min(initial=0) < 0 or ids.max(initial=0) >= manifest.vocab_size,
+            "does not name a kind for each document": (n_kinds != n_documents).any(),
+            "has kinds that there are not": not _within(kinds, len(KINDS)),
+            "has ids outside the vocabulary": not _within(ids, manifest.vocab_size),
         }
         for what in (what for what, found in wrong.items() if found):
             raise InputError(f"{name} {what}; {REDO}")

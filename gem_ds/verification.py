@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from gem_ds import files, job, layout, pool, tokenization
+from gem_ds.documents import KINDS, PLAIN
 from gem_ds.errors import InputError
 from gem_ds.layout import END, START
 from gem_ds.manifest import MANIFEST, TOKENIZER, Manifest
@@ -163,9 +164,10 @@ def check_file(number: int, tell: pool.Tell, *, folder: Path) -> None:
 def _check_row(row: Row, manifest: Manifest, name: str) -> None:
     """Raise `InputError` unless control tokens stand where the layout has them, and only there.
 
-    Each document must begin with bos, may end with eos, and come from an input that there was.
+    Each document must begin with bos, may end with eos, come from an input that there was, and have
+    summary tokens if its kind has.
     """
-    ids_T, bounds_D4, records_D = row
+    ids_T, bounds_D4, records_D, kinds_D = row
     bos, eos = manifest.bos_token_id, manifest.eos_token_id
     if manifest.config["messages_field"]:
         bos = eos = None  # a chat template may put them anywhere
@@ -189,3 +191,7 @@ def _check_row(row: Row, manifest: Manifest, name: str) -> None:
     n_inputs = len(manifest.config["input"])
     if records_D.min() < 0 or place_of(int(records_D.max()))[0] >= n_inputs:
         raise InputError(f"{name} names a record of none of the {n_inputs} inputs; {AGAIN}")
+    wrong_D = (kinds_D != KINDS.index(PLAIN)) != layout.is_gem(bounds_D4)
+    if wrong_D.any():
+        d = int(wrong_D.argmax())
+        raise InputError(f"{name}: document {d} is not {KINDS[kinds_D[d]]}, as is said; {AGAIN}")

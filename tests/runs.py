@@ -11,6 +11,7 @@ from helpers import write_file
 from transformers import LlamaConfig
 
 from gem_ds import layout, tokenization
+from gem_ds.documents import CONTINUATION, KINDS, PLAIN
 from gem_ds.manifest import Manifest
 from gem_ds.shards import Row
 
@@ -33,7 +34,8 @@ def random_row(rng, length, k, summary_tokens, n_vocab=400, gem_share=0.5):
     ids[bounds[:, layout.START]] = 0
     for row in layout.summary_index(bounds):
         ids[row] = summary_tokens
-    return Row(ids, bounds, np.arange(len(bounds), dtype=np.int64))
+    kinds = np.where(layout.is_gem(bounds), KINDS.index(CONTINUATION), KINDS.index(PLAIN))
+    return Row(ids, bounds, np.arange(len(bounds), dtype=np.int64), kinds.astype(np.int8))
 
 
 def random_shards(

@@ -120,7 +120,7 @@ def test_rows_spell_their_records(shards_dir: Path) -> None:
     corpus = (shards_dir.parent / "c.jsonl").read_bytes()
     shards = Shards(shards_dir)
     header = re.compile(
-        r"=== document (\d+): (?:plain|GEM \((\d+) prefix \+ 2 summary \+ (\d+) suffix\)), "
+        r"=== document (\d+): (?:plain|[a-z]+ \((\d+) prefix \+ 2 summary \+ (\d+) suffix\)), "
         r"(\d+) tokens, record at ([\d,]+) of input 0 \(c.jsonl\)"
     )
     seen = Counter()

@@ -91,7 +91,7 @@ def test_documents_spell_their_texts(corpus: Path, tokenizer_dir: Path, tmp_path
     assert manifest.vocab_size == len(stock) == 402
     spelled: dict[int, str] = {}
     for i in range(len(shards)):
-        ids, all_bounds, ids_of = shards.read(i)
+        ids, all_bounds, ids_of, _ = shards.read(i)
         for record, (start, summary, suffix, end) in zip(ids_of, all_bounds, strict=True):
             assert ids[start] == manifest.bos_token_id
             assert ids[summary:suffix].tolist() in ([], [400, 401])

@@ -25,7 +25,8 @@ def make_rows(n: int) -> list[Row]:
         length = int(generator.integers(8, ROW_LENGTH + 1))
         ids = generator.integers(0, VOCAB - 1, length).astype(np.int32)
         bounds = np.array([[0, 3, 4, 5], layout.plain(5, length)], dtype=np.int32)
-        rows.append(Row(ids, bounds, np.array([2 * i, 2 * i + 1])))
+        kinds = np.array([1, 0], dtype=np.int8)
+        rows.append(Row(ids, bounds, np.array([2 * i, 2 * i + 1]), kinds))
     return rows
 
 
@@ -163,13 +164,21 @@ def test_rows_are_held_against_the_manifest(folder: Path, change: dict, message:
     ],
 )
 def test_rows_of_a_group_are_held_apart(tmp_path: Path, bounds: list, message: str) -> None:
+    def each(n: int) -> tuple:
+        return np.arange(n, dtype=np.int64), np.zeros(n, dtype=np.int8)
+
     ids = np.arange(10, dtype=np.int32)
-    rows = [
-        Row(ids, np.array(b, dtype=np.int32).reshape(-1, 4), np.arange(len(b), dtype=np.int64))
-        for b in bounds
-    ]
+    rows = [Row(ids, np.array(b, dtype=np.int32).reshape(-1, 4), *each(len(b))) for b in bounds]
     manifest([write_file(tmp_path / "shard-00000.parquet", rows, ROW_LENGTH)]).save(tmp_path)
     with pytest.raises(InputError, match=message):
+        read_all(Shards(tmp_path))
+
+
+def test_kinds_are_those_that_there_are(tmp_path: Path) -> None:
+    rows = make_rows(2)
+    rows[1].kinds[0] = 4
+    manifest([write_file(tmp_path / "shard-00000.parquet", rows, ROW_LENGTH)]).save(tmp_path)
+    with pytest.raises(InputError, match="row 1 has kinds that there are not"):
         read_all(Shards(tmp_path))
 
 

@@ -121,7 +121,7 @@ def test_swapped_files(folder: Path) -> None:
     ],
 )
 def test_misplaced_controls(folder: Path, part: int, offset: int, token: int, belongs: str) -> None:
-    def edit(ids, bounds, records, d, *boundaries):
+    def edit(ids, bounds, records, kinds, d, *boundaries):
         ids[boundaries[part] + offset] = token
 
     row, d, boundaries = rewrite(folder, edit)
@@ -131,14 +131,20 @@ def test_misplaced_controls(folder: Path, part: int, offset: int, token: int, be
 
 
 def test_rows_of_no_sense(folder: Path) -> None:
-    def from_nowhere(ids, bounds, records, d, *boundaries):
+    def from_nowhere(ids, bounds, records, kinds, d, *boundaries):
         records[d] = 1 << OFFSET_BITS
 
     row, d, _ = rewrite(folder, from_nowhere)
     assert f"{row} names a record of none of the 1 inputs" in fault(folder)
 
-    def moved(ids, bounds, records, d, *boundaries):
-        records[d], bounds[d, SUMMARY] = 0, bounds[d, SUMMARY] + 1
+    def called_plain(ids, bounds, records, kinds, d, *boundaries):
+        records[d], kinds[d] = 0, 0
+
+    rewrite(folder, called_plain)
+    assert f"{row}: document {d} is not plain, as is said" in fault(folder)
+
+    def moved(ids, bounds, records, kinds, d, *boundaries):
+        kinds[d], bounds[d, SUMMARY] = 1, bounds[d, SUMMARY] + 1
 
     rewrite(folder, moved)
     assert f"{row}: document {d} does not have 2 summary tokens" in fault(folder)
