@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from gem_ds import bpe
 SCRIPT = Path(__file__).resolve().parent.parent / "data_prep" / "shard.py"
 VICTIMS = WORKER, SERVER, MAIN, ALL = ("a worker", "the fork server", "the main process", "all")
 MOMENTS = RANDOM, NEW_FILE, LAST = ("a random moment", "a new file", "the last moments")
+GAVE_UP = "was killed by SIGKILL, as did 2 before it"  # a unit's workers, three times
 ORPHAN_SECONDS = 2.0  # by then, what is left of a killed run has ended by itself
 
 
@@ -58,6 +60,7 @@ class Result:
     kills: list[Kill] = field(default_factory=list)
     runs: int = 0
     folders: int = 0
+    gave_up: int = 0  # runs that ended by themselves, since one unit's workers were killed thrice
     orphan_seconds: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -156,6 +159,7 @@ class Torture:
         limit = len(self.result.kills) + kills
         before = None
         while True:
+            said = self.log.stat().st_size
             process = begin(command(self.corpus, output), self.log)
             self.result.runs += 1
             if before:  # those that the last run has left, while the new one is at it
@@ -166,9 +170,13 @@ class Torture:
             status = process.wait()
             if status == 0:
                 break
-            if status != -signal.SIGKILL:
-                self._fault(f"{name}: a run ended with status {status}")
+            told = self.log.read_bytes()[said:].decode(errors="replace")
+            errors = re.findall("^error: .*", told, re.MULTILINE)
+            gave_up = status == 2 and errors and GAVE_UP in errors[-1]  # as it says it would
+            if status != -signal.SIGKILL and not gave_up:
+                self._fault(f"{name}: a run ended with status {status}: {errors}")
                 break
+            self.result.gave_up += bool(gave_up)
         self._await_orphans(before)
         self.result.folders += 1
         self.compare(name)
@@ -284,7 +292,8 @@ def main() -> None:
             print(work.log.read_text()[-4000:])
     print(table(result))
     print(
-        f"{len(result.kills)} kills, each of a process alive, in {result.runs} runs of "
+        f"{len(result.kills)} kills, each of a process alive, in {result.runs} runs "
+        f"({result.gave_up} gave up on a unit) of "
         f"{result.folders} folders of {result.units} units; a quiet run takes "
         f"{result.quiet_seconds:.1f} s; workers outlived a run by at most "
         f"{max(result.orphan_seconds):.2f} s"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -283,6 +284,12 @@ def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
     with pytest.raises(InputError, match=r"only plain documents.*--alpha 0"):
         build._check_objective(config_of(made), plain)
     build._check_objective(config_of(made, alpha=0.0), plain)
+
+
+def test_no_shared_memory_is_left(trained):
+    """Of a run on CPUs, be it ended or killed; nothing removes it but a restart of the machine."""
+    port = 20000 + os.getpid() % 20000
+    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
 
 
 def test_a_full_folder_another_checkpoint_and_missing_ones_are_refused(trained, made):
