@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from gem_ds import evaluate, tokenization
 from gem_ds.encode import Encoder, Vectors
-from gem_ds.evaluate import baseline_embeddings, ndcg_at_10, nearest, perplexity
-from gem_ds.tokenization import Vocabulary
+from gem_ds.evaluate import baseline_embeddings, ndcg_at_10, nearest, perplexity, untrained
 
 MIN_GAIN, MAX_LOSS = 2.0, 1.05  # the goals: retrieval times two, perplexity at most 5 % up
 N_MEASURED_TOKENS = 256
@@ -47,15 +46,6 @@ def measure(base: str, gem: Path, dev: list[dict[str, str]]) -> dict[str, Any]:
         "neighbours": neighbours(queries, documents, titles),
         "continuation": continuation(gem / "model", texts),
     }
-
-
-def untrained(lm: Any, vocab: Vocabulary) -> Encoder:
-    """An encoder of the base with a summary token as training begins with it; changes `lm`."""
-    from gem_ds import model  # loads DeepSpeed, which is to be told of the accelerator first
-
-    with_summary, summary = tokenization.add_summary_tokens(vocab, 1)
-    model.add_rows(lm, with_summary.size, min(summary))
-    return Encoder(lm.base_model, with_summary, summary)
 
 
 def embed(encoder: Encoder, titles: list[str], texts: list[str]) -> tuple[Vectors, Vectors]:

@@ -1,6 +1,6 @@
-"""Measures of a model: perplexity of plain text, and retrieval with its embeddings.
+"""Measures of a model: perplexity, similarity, retrieval, and what its summary tokens hold.
 
-Texts run as flat streams of plain documents (`encode.stream`), so no figure depends on padding.
+Texts run as flat streams (`encode.stream`), so no figure depends on padding.
 
 Shapes: T tokens in the stream, Q queries, N documents, C hidden size.
 """
@@ -13,23 +13,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
 
 from gem_ds import attention, layout, tokenization
-from gem_ds.encode import Vectors, batches, longest_document, stream
+from gem_ds.encode import Encoder, Vectors, batches, longest_document, stream
 from gem_ds.errors import InputError
 from gem_ds.layout import END, NO_TARGET, START, Bounds
+from gem_ds.memories import compress, continue_greedily
+from gem_ds.segments import SummaryAttention
 from gem_ds.tokenization import Ids, Vocabulary
 
-Pooling = Literal["mean", "weighted", "last"]
+Pooling = Literal["mean", "weighted", "last", "echo"]
+
+
+def _head(vocab: Vocabulary) -> Ids:
+    """The bos token, where there is one."""
+    return np.array([] if vocab.bos_token_id is None else [vocab.bos_token_id], dtype=np.int32)
 
 
 def _plain_documents(lm: Any, vocab: Vocabulary, texts: Sequence[str], limit: int) -> list[Ids]:
     """``bos text`` of each text, cut to `limit` tokens."""
     limit = min(limit, longest_document(lm.config))
-    bos = [] if vocab.bos_token_id is None else [vocab.bos_token_id]
-    head = np.array(bos, dtype=np.int32)
     encoded = tokenization.encode(vocab, texts)
-    return [np.concatenate([head, ids])[:limit].astype(np.int32) for ids in encoded]
+    return [np.concatenate([_head(vocab), ids])[:limit].astype(np.int32) for ids in encoded]
 
 
 def _run(
@@ -86,8 +93,10 @@ def baseline_embeddings(
     """By pooling, (N, C) float32 unit vectors without training: what any language model gives.
 
     Pools the last hidden states of ``bos text``, cut to `max_tokens` tokens: their mean, their mean
-    weighted by position 1, 2, 3 … (SGPT, arXiv 2202.08904), or the last. Raises `InputError` for a
-    text of no tokens.
+    weighted by position 1, 2, 3 … (SGPT, arXiv 2202.08904), or the last; and of ``bos text text``,
+    the same text twice and no instruction around it, the mean over the second (echo embeddings,
+    arXiv 2402.15449). A text of which the model has no room for two is cut for `echo` to what it
+    has. Raises `InputError` for a text of no tokens.
     """
     documents = _plain_documents(lm, vocab, texts, max_tokens)
     for i, document in enumerate(documents, start=1):
@@ -97,15 +106,85 @@ def baseline_embeddings(
     vectors: dict[Pooling, Vectors] = {
         name: np.empty(shape, dtype=np.float32) for name in get_args(Pooling)
     }
+    for i, hidden in _states(lm, documents, batch_tokens):
+        place = torch.arange(1.0, len(hidden) + 1, device=hidden.device)
+        vectors["mean"][i] = _unit_of(hidden.mean(0))
+        vectors["weighted"][i] = _unit_of(place @ hidden)
+        vectors["last"][i] = _unit_of(hidden[-1])
+    n_head = len(_head(vocab))
+    room = (longest_document(lm.config) - n_head) // 2
+    twice = [np.concatenate([d[: n_head + room], d[n_head:][:room]]) for d in documents]
+    for i, hidden in _states(lm, twice, batch_tokens):
+        once = len(hidden) - (len(hidden) - n_head) // 2
+        vectors["echo"][i] = _unit_of(hidden[min(once, len(hidden) - 1) :].mean(0))
+    return vectors
+
+
+def _states(lm: Any, documents: Sequence[Ids], batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
+    """(which document, its last hidden states (its tokens, C) in float32), in any order."""
     for batch, output, _, bounds_D4 in _run(lm.base_model, documents, batch_tokens):
         hidden_TC = output.last_hidden_state[0].float()
         for i, (start, end) in zip(batch, bounds_D4[:, [START, END]].tolist(), strict=True):
-            hidden = hidden_TC[start:end]
-            place = torch.arange(1.0, len(hidden) + 1, device=hidden.device)
-            pooled = {"mean": hidden.mean(0), "weighted": place @ hidden, "last": hidden[-1]}
-            for name, vectors_NC in vectors.items():
-                vectors_NC[i] = F.normalize(pooled[name], dim=-1).cpu().numpy()
-    return vectors
+            yield i, hidden_TC[start:end]
+
+
+def _unit_of(vector_C: Tensor) -> npt.NDArray[np.float32]:
+    unit: npt.NDArray[np.float32] = F.normalize(vector_C, dim=-1).cpu().numpy()
+    return unit
+
+
+def untrained(lm: Any, vocab: Vocabulary, k: int = 1) -> Encoder:
+    """An encoder of a base model with summary tokens as training begins with them; changes `lm`."""
+    from gem_ds import model  # loads DeepSpeed, which takes seconds and wants its accelerator named
+
+    with_summary, summary = tokenization.add_summary_tokens(vocab, k)
+    model.add_rows(lm, with_summary.size, min(summary))
+    return Encoder(lm.base_model, with_summary, summary)
+
+
+def reconstruction(
+    lm: Any,
+    vocab: Vocabulary,
+    summary_tokens: Sequence[int],
+    texts: Sequence[str],
+    n_tokens: int,
+    summary_attention: SummaryAttention = "isolated",
+) -> float:
+    """The share of tokens that the model gives back of texts of exactly `n_tokens` tokens.
+
+    Of ``bos text | summary`` only the summary tokens' keys and values are kept, and the model
+    writes `n_tokens` tokens greedily from those (paper, Appendix B); counted are the places that
+    hold the text's own token. Longer texts are cut. Raises `InputError` for a shorter one.
+    """
+    encoded = tokenization.encode(vocab, texts)
+    for i, ids in enumerate(encoded, start=1):
+        if len(ids) < n_tokens:
+            raise InputError(f"text {i} has {len(ids)} tokens instead of {n_tokens}; leave it out")
+    summary = np.asarray(summary_tokens, dtype=np.int32)
+    cut = [ids[:n_tokens] for ids in encoded]
+    documents = [np.concatenate([_head(vocab), ids, summary]) for ids in cut]
+    memories = compress(lm, documents, len(summary), summary_attention)
+    return float((continue_greedily(lm, memories, n_tokens) == np.stack(cut)).mean())
+
+
+def spearman(a_N: npt.ArrayLike, b_N: npt.ArrayLike) -> float:
+    """Spearman's rank correlation, equal values sharing the mean of their ranks.
+
+    Raises `InputError` where it is undefined: fewer than two values, or all of them equal.
+    """
+    a_N, b_N = np.asarray(a_N), np.asarray(b_N)
+    if min(len(np.unique(a_N)), len(np.unique(b_N))) < 2:
+        raise InputError("the values are all the same, so nothing can correlate with them")
+    return float(stats.spearmanr(a_N, b_N).statistic)
+
+
+def sts(first_NC: Vectors, second_NC: Vectors, gold_N: npt.ArrayLike) -> float:
+    """Semantic textual similarity: `spearman` x 100 of the cosines of pairs with people's scores.
+
+    As the STS tasks of MTEB score it (arXiv 2210.07316).
+    """
+    cosine_N = (_unit(first_NC) * _unit(second_NC)).sum(1)
+    return 100 * spearman(cosine_N, gold_N)
 
 
 def ndcg_at_10(queries_QC: Vectors, documents_QC: Vectors) -> float:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from gem_ds import evaluate, tokenization
 from gem_ds.errors import InputError
+from gem_ds.memories import compress, continue_greedily
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
@@ -60,6 +61,66 @@ def test_baselines_equal_plain_transformers(models: Any, tokenizer_dir: Path, po
         }[pooling]
         expected = weights @ states
         assert vector @ (expected / np.linalg.norm(expected)) > 0.99999
+
+
+def test_echo_is_the_mean_over_the_second_of_two(models: Any, tokenizer_dir: Path) -> None:
+    lm, stock = models
+    vocab = tokenization.load(tokenizer_dir)
+    texts = [TEXTS[0], TEXTS[2] * 9, TEXTS[3]]
+    found = evaluate.baseline_embeddings(lm, vocab, texts, batch_tokens=40)["echo"]
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    for text, vector in zip(texts, found, strict=True):
+        bos, *ids = tokenizer(text)["input_ids"]
+        n = min(len(ids), (lm.config.max_position_embeddings - 1) // 2)  # the long one is cut
+        with torch.inference_mode():
+            twice = torch.tensor([[bos, *ids[:n], *ids[:n]]])
+            states = stock.base_model(twice).last_hidden_state[0].numpy()
+        expected = states[-max(n, 1) :].mean(0)
+        assert vector @ (expected / np.linalg.norm(expected)) > 0.99999
+
+
+def test_reconstruction_is_the_share_of_places_that_agree(tokenizer_dir: Path) -> None:
+    lm = tiny("llama", 401)
+    vocab, summary = tokenization.add_summary_tokens(tokenization.load(tokenizer_dir), 1)
+    texts = ["XQXXQXQ and more", "QQXQXXXQ"]
+    ids = [x[:7] for x in tokenization.encode(vocab, texts)]
+    q, x = sorted(set(np.concatenate(ids).tolist()))
+    with torch.no_grad():  # it writes X where it does not write Q
+        lm.lm_head.weight[:] = 0
+        lm.lm_head.weight[x] = -torch.ones(32)
+        lm.lm_head.weight[q] = torch.ones(32)
+    documents = [np.concatenate([[vocab.bos_token_id], i, summary]) for i in ids]
+    written = continue_greedily(lm, compress(lm, documents, 1), 7)
+    agree = [(w == i).mean() for w, i in zip(written, ids, strict=True)]
+    assert 0 < np.mean(agree) < 1
+    found = evaluate.reconstruction(lm, vocab, summary, texts, 7)
+    assert found == pytest.approx(np.mean(agree))
+    with pytest.raises(InputError, match="text 2 has 1 tokens instead of 7"):
+        evaluate.reconstruction(lm, vocab, summary, [TEXTS[2], "x"], 7)
+
+
+def test_sts_ranks_cosines_as_people_do() -> None:
+    angles = np.array([0.3, 2.0, 1.0, 1.5])
+    first = np.repeat([[2.0, 0.0]], 4, 0).astype(np.float32)
+    second = 3 * np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    assert evaluate.sts(first, second, [5, 0, 4, 1]) == pytest.approx(100)
+    assert evaluate.sts(first, second, [0, 5, 1, 4]) == pytest.approx(-100)
+    # Ranks 4, 1, 3, 2 and, of equals, 3.5, 1, 3.5, 2: the correlation of those.
+    tied = np.corrcoef([4, 1, 3, 2], [3.5, 1, 3.5, 2])[0, 1]
+    assert evaluate.sts(first, second, [5, 0, 5, 1]) == pytest.approx(100 * tied)
+    with pytest.raises(InputError, match="all the same"):
+        evaluate.sts(first, second, [3, 3, 3, 3])
+
+
+def test_an_untrained_summary_token_is_the_mean_of_the_rows(tokenizer_dir: Path) -> None:
+    vocab = tokenization.load(tokenizer_dir)
+    lm = tiny("llama", 400)
+    mean = lm.get_input_embeddings().weight[: vocab.size].mean(0).detach()
+    encoder = evaluate.untrained(lm, vocab, k=2)
+    rows = lm.get_input_embeddings().weight[encoder.summary_tokens].detach()
+    assert len(rows) == 2
+    assert (rows - mean).abs().max() < 0.05
+    assert encoder.encode(TEXTS[:2]).shape == (2, 32)
 
 
 @pytest.mark.parametrize("n", [1, 3, 40])

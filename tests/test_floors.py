@@ -15,7 +15,7 @@ FLOORS = {
           recipes config corpus bpe""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           data checkpoint""",
-    2: "model export encode",
+    2: "model export encode memories",
     3: "build engine evaluate",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

@@ -1,0 +1,94 @@
+"""The laboratory from end to end in small: what is finished is not repeated, what changed is."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import lab
+import pytest
+import zstandard
+from exports import tiny
+from lab_runs import TABLE, Run, Table
+from test_readme import flags
+
+from gem_ds import corpus
+from gem_ds.errors import InputError
+
+SHARD = "--row-length 48 --kinds plain=0.5,continuation=0.5"
+TRAIN = "--steps 2 --rows-per-step 2 --alpha-start 0"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """A folder with a base, a corpus and held-out texts."""
+    folder = tmp_path_factory.mktemp("lab")
+    lm = tiny("llama", 400)
+    lm.config.max_position_embeddings = 600
+    lm.save_pretrained(folder / "base")
+    for file in tokenizer_dir.iterdir():
+        (folder / "base" / file.name).write_bytes(file.read_bytes())
+    module = Path(corpus.__file__).read_text()
+    entries = [vars(entry) for entry in corpus.entries_in(module, "corpus")]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(x) + "\n" for x in entries * 3))
+    (folder / "dev").mkdir()
+    for name in ("openstax", "books"):
+        with zstandard.open(folder / "dev" / f"{name}-dev.jsonl.zst", "wt") as stream:
+            stream.writelines(json.dumps(x) + "\n" for x in entries[:6])
+    with (folder / "dev" / "stsb-en-dev.csv").open("w", newline="") as stream:
+        pairs = zip(entries[:5], entries[1:6], range(5), strict=True)
+        csv.writer(stream).writerows([a["title"], b["title"], score] for a, b, score in pairs)
+    return folder
+
+
+def run(place: Path, table: Table, *more: str) -> tuple[list[str], str]:
+    """What a call did, and the report."""
+    told = ["--base", place / "base", "--corpus", place / "corpus.jsonl", "--dev", place / "dev"]
+    told += ["--out", place / "out", "--report", place / "results.md", *more]
+    found = lab.main([str(part) for part in told], table)
+    return found.done, (place / "results.md").read_text()
+
+
+def test_what_is_finished_is_not_repeated_and_what_changed_is(place: Path) -> None:
+    made = ["shards", "trainings", "exports"]
+    first = Run("first", train="--alpha 0.5", note="a note")
+    table = Table([first], SHARD, TRAIN)
+    done, report = run(place, table)
+    assert done == ["base", *made, "first, seed 0"]
+    result = json.loads((place / "out" / "results" / "first-seed-0.json").read_text())
+    assert {"sts", "retrieval", "perplexity books", "given back 100"} <= result["figures"].keys()
+    assert result["training_seconds"] > 0
+    assert report.count("\n| first ") == 2
+    assert f"{result['figures']['sts']:.2f}" in report
+    assert "| summary token, untrained " in report
+    assert "`--alpha 0.5`" in report
+
+    assert run(place, table) == ([], report)
+
+    exported = replace(first, export="--dtype float32")
+    done, again = run(place, Table([exported], SHARD, TRAIN))
+    assert done == ["exports", "first, seed 0"], "shards and training are the same"
+    assert "`--dtype float32`" in again
+
+    changed = replace(first, train="--no-such-flag 1")
+    with pytest.raises(InputError, match=r"1 runs failed.* first, seed 0: exit .*no-such-flag"):
+        run(place, Table([changed], SHARD, TRAIN))
+    assert "| first " not in (place / "results.md").read_text()
+    assert len(list((place / "out" / "shards").iterdir())) == 1
+
+
+def test_what_is_not_there_is_refused(place: Path) -> None:
+    table = Table([Run("a")], SHARD, TRAIN)
+    with pytest.raises(InputError, match=r"--only 'b': there are base, a"):
+        run(place, table, "--only", "b")
+    with pytest.raises(InputError, match=r"has no stsb-en-dev.csv; give --dev"):
+        run(place, table, "--dev", str(place))
+
+
+def test_the_table_names_flags_that_exist_and_each_run_once() -> None:
+    texts = [TABLE.shard, TABLE.train]
+    texts += [text for each in TABLE.runs for text in (each.shard, each.train, each.export)]
+    named = {word for text in texts for word in text.split() if word.startswith("--")}
+    assert named <= flags()
+    names = [lab._slug(each.name) for each in TABLE.runs]
+    assert len(set(names)) == len(names)
