@@ -24,6 +24,7 @@ from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
 from gem_ds.data import BatchOptions, Loader
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
+from gem_ds.frozen import FrozenBase, frozen_config
 from gem_ds.manifest import Manifest
 from gem_ds.objectives import Schedule
 from gem_ds.shards import Shards
@@ -77,6 +78,9 @@ def open_run(config: TrainConfig) -> Run:
         eos_token_id=manifest.eos_token_id,
         attention=backend,
         summary_attention=config.summary_attention,
+        reference_capacity=config.rows_per_micro_batch * manifest.row_length
+        if config.kl_to_base
+        else 0,
     )
     loader = Loader(
         shards,
@@ -181,9 +185,8 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
     """The DeepSpeed engine around a `model.GemModel`."""
     if ds_config.get("fp16", {}).get("enabled"):
         raise InputError(f"{config.deepspeed} enables fp16; use bf16, or neither for fp32")
-    zero = ds_config.get("zero_optimization", {})
-    # Transformers builds the model partitioned while this object lives.
-    partitioned = HfDeepSpeedConfig(ds_config) if zero.get("stage") == 3 else None
+    base = _build_base(config, ds_config, manifest) if config.kl_to_base else None
+    partitioned = _partitioned(ds_config)
     lm = model.load(
         base=config.model or config.config or "",
         from_scratch=config.config is not None,
@@ -193,7 +196,7 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
         seed=config.seed,
         dtype=_dtype(ds_config),
     )
-    gem = model.GemModel(lm, config.temperature)
+    gem = model.GemModel(lm, config.temperature, base)
     optimizer = torch.optim.AdamW(
         model.parameter_groups(gem, config.weight_decay),
         lr=config.learning_rate,
@@ -204,6 +207,30 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
     del partitioned
     engine.train()
     return engine
+
+
+def _partitioned(ds_config: dict[str, Any]) -> HfDeepSpeedConfig | None:
+    """Transformers builds models partitioned under ZeRO-3 while the result lives."""
+    zero = ds_config.get("zero_optimization", {})
+    return HfDeepSpeedConfig(ds_config) if zero.get("stage") == 3 else None
+
+
+def _build_base(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest) -> FrozenBase:
+    """The base as it was before training, to be compared with."""
+    ds_config = frozen_config(ds_config)
+    partitioned = _partitioned(ds_config)
+    lm = model.load(
+        base=config.model or "",
+        from_scratch=False,
+        vocab_size=0,
+        new_tokens=(),
+        gradient_checkpointing=False,
+        seed=config.seed,
+        dtype=_dtype(ds_config),
+    )
+    del partitioned
+    trained = min(_new_tokens(config, manifest), default=lm.config.get_text_config().vocab_size)
+    return FrozenBase(lm, trained, ds_config)
 
 
 def _new_tokens(config: TrainConfig, manifest: Manifest) -> list[int]:

@@ -7,6 +7,7 @@ objects.
 
 import copy
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,10 @@ class TrainConfig:
     prefix_dropout: float = _flag("share of prefix tokens dropped (positives = dropout)", 0.2)
     temperature: float = _flag("initial scale of the cosines; learned within 1 to 100", 20.0)
 
+    kl_to_base: float = _flag(
+        "weight of the KL of plain text and prefixes to --model; 0 is off", 0.0
+    )
+
     attention: Literal["auto", "dense", "sdpa", "varlen", "flex"] = _flag(
         "attention backend; auto takes the fastest that this model and device allow", "auto"
     )
@@ -75,10 +80,16 @@ class TrainConfig:
             raise InputError(
                 "give either --model (a base to start from) or --config (from scratch)"
             )
+        if self.kl_to_base and self.model is None:
+            raise InputError(
+                f"--kl-to-base {self.kl_to_base} holds a model to its base, and one from scratch "
+                "(--config) has none; leave it out, or start from --model"
+            )
         ranges = {
             "alpha": 0 <= self.alpha <= 1,
             "prefix_dropout": 0 <= self.prefix_dropout < 1,
             "final_rate": 0 <= self.final_rate <= 1,
+            "kl_to_base": 0 <= self.kl_to_base < math.inf,
             "temperature": 1 <= self.temperature <= 100,
             "steps": self.steps > 0,
             "rows_per_step": self.rows_per_step > 0,

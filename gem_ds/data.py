@@ -25,12 +25,12 @@ from torch import Tensor
 from gem_ds import layout
 from gem_ds.attention import Backend, Plan, make_plan
 from gem_ds.kernels import move
-from gem_ds.layout import SUFFIX, SUMMARY, Bounds, Index
+from gem_ds.layout import PAD_MULTIPLE, SUFFIX, SUMMARY, Bounds, Index
 from gem_ds.objectives import Positives
+from gem_ds.reference import Reference, make_reference
 from gem_ds.segments import SummaryAttention
 from gem_ds.shards import Row, Shards
 
-PAD_MULTIPLE = 64
 Tokens = npt.NDArray[np.int32]
 
 
@@ -47,6 +47,7 @@ class Batch:
     views: Tensor  # (A, k) summary tokens of those views, in the same order
     row_ids: tuple[int, ...]
     n_padding: int
+    reference: Reference | None  # what the base reads of these rows, where it is asked
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, copied asynchronously from pinned memory where there is a GPU."""
@@ -54,7 +55,9 @@ class Batch:
             return self
 
         moved = {n: move(x, device) for n, x in vars(self).items() if isinstance(x, Tensor)}
-        return Batch(**{**vars(self), **moved, "plan": self.plan.to(device)})
+        reference = self.reference and self.reference.to(device)
+        plan = self.plan.to(device)
+        return Batch(**{**vars(self), **moved, "plan": plan, "reference": reference})
 
 
 class View(NamedTuple):
@@ -75,6 +78,7 @@ class BatchOptions:
     eos_token_id: int | None = None
     attention: Backend = "sdpa"
     summary_attention: SummaryAttention = "isolated"
+    reference_capacity: int = 0  # the most tokens of a micro-batch, where a base is compared with
 
 
 def dropout_view(
@@ -163,6 +167,11 @@ def make_batch(
 
     index_N = np.flatnonzero(targets_T != layout.NO_TARGET) if with_targets else np.arange(0)
     plan = make_plan(np.concatenate(bounds), options.attention, options.summary_attention)
+    reference = None
+    if options.reference_capacity:
+        reference = make_reference(
+            np.concatenate(ids), trained, options.attention, options.reference_capacity
+        )
 
     def tensor(array: npt.ArrayLike) -> Tensor:
         return torch.from_numpy(np.asarray(array, dtype=np.int64))
@@ -178,6 +187,7 @@ def make_batch(
         views=tensor(np.array(views, dtype=np.int64)[:, None] + offsets_k),
         row_ids=tuple(row_ids),
         n_padding=n_padding,
+        reference=reference,
     )
 
 

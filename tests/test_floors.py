@@ -13,8 +13,9 @@ FLOORS = {
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments config
           corpus bpe""",
-    1: "dist metrics masks picture kernels pieces sdpa flex attention objectives data checkpoint",
-    2: "model export encode",
+    1: """dist metrics masks picture kernels pieces sdpa flex attention objectives reference data
+          checkpoint""",
+    2: "model frozen export encode",
     3: "build engine evaluate",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
