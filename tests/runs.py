@@ -106,7 +106,7 @@ def llama_config(folder, tied=True, vocab_size=402, positions=128):
 
 
 def random_base(folder, config, tokenizer_dir, seed=1):
-    """A folder with a random base model of 400 tokens and its tokenizer, as one would download it."""
+    """A random base model of 400 tokens with its tokenizer, in a folder as one would download."""
     torch.manual_seed(seed)
     lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config))
     lm.resize_token_embeddings(400, mean_resizing=False)

@@ -4,7 +4,8 @@
 
 Of a setting with ``"gradients": step`` one step is taken, and its metrics and whole gradients are
 saved as they are just before the optimizer uses them; with ``"noise": size`` the weights get random
-numbers of this size added before. Other settings are trained to their end.
+numbers of this size added before. Other settings are trained to their end. ``"chunk": n`` makes
+chunks of reference tokens so small that there are several.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from gem_ds import build, dist, engine, model
+from gem_ds import build, dist, engine, model, reference
 from gem_ds.config import TrainConfig
 
 
@@ -47,6 +48,7 @@ def one_step(config: TrainConfig, step: int, noise: float, path: Path) -> None:
 def main() -> None:
     settings, out = json.loads(Path(sys.argv[-2]).read_text()), Path(sys.argv[-1])
     for name, flags in settings.items():
+        reference.CHUNK = flags.pop("chunk", reference.CHUNK)
         step, noise = flags.pop("gradients", None), flags.pop("noise", 0.0)
         config = TrainConfig(**flags, output=str(out / name))
         if step is None:
