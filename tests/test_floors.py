@@ -15,7 +15,7 @@ FLOORS = {
           corpus bpe""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives reference data
           checkpoint""",
-    2: "model frozen export encode",
+    2: "model frozen merge export encode",
     3: "build engine evaluate",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

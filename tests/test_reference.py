@@ -191,7 +191,8 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(rows, monkeypatch):
                 kl = kl_to_base(states, held, Base(), trained)
             kl.backward()
         assert kl > 1
-        assert largest.numel == 16 * vocabulary < trained.weight.grad.numel() * len(held.index)
+        assert len(held.index) > 64
+        assert largest.numel == 16 * vocabulary
         assert sum(saved) <= 2 * states.numel()
 
 
