@@ -26,6 +26,7 @@ from gem_ds.data import BatchOptions, Loader
 from gem_ds.documents import CONTINUATION, PAIR, PLAIN
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
+from gem_ds.frozen import FrozenBase, frozen_config
 from gem_ds.manifest import Manifest
 from gem_ds.objectives import Schedule
 from gem_ds.positives import PositiveOptions
@@ -85,6 +86,9 @@ def open_run(config: TrainConfig) -> Run:
         ),
         attention=backend,
         summary_attention=config.summary_attention,
+        reference_capacity=config.rows_per_micro_batch * manifest.row_length
+        if config.kl_to_base
+        else 0,
     )
     loader = Loader(
         shards,
@@ -216,9 +220,8 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
     """The DeepSpeed engine around a `model.GemModel`."""
     if ds_config.get("fp16", {}).get("enabled"):
         raise InputError(f"{config.deepspeed} enables fp16; use bf16, or neither for fp32")
-    zero = ds_config.get("zero_optimization", {})
-    # Transformers builds the model partitioned while this object lives.
-    partitioned = HfDeepSpeedConfig(ds_config) if zero.get("stage") == 3 else None
+    base = _build_base(config, ds_config, manifest) if config.kl_to_base else None
+    partitioned = _partitioned(ds_config)
     lm = model.load(
         base=config.model or config.config or "",
         from_scratch=config.config is not None,
@@ -228,7 +231,7 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
         seed=config.seed,
         dtype=_dtype(ds_config),
     )
-    gem = model.GemModel(lm, _contrastive_options(config, lm, manifest))
+    gem = model.GemModel(lm, _contrastive_options(config, lm, manifest), base)
     optimizer = torch.optim.AdamW(
         model.parameter_groups(gem, config.weight_decay),
         lr=config.learning_rate,
@@ -259,6 +262,30 @@ def _contrastive_options(config: TrainConfig, lm: Any, manifest: Manifest) -> Co
         negatives=config.negatives,
         dimensions=dimensions,
     )
+
+
+def _partitioned(ds_config: dict[str, Any]) -> HfDeepSpeedConfig | None:
+    """Transformers builds models partitioned under ZeRO-3 while the result lives."""
+    zero = ds_config.get("zero_optimization", {})
+    return HfDeepSpeedConfig(ds_config) if zero.get("stage") == 3 else None
+
+
+def _build_base(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest) -> FrozenBase:
+    """The base as it was before training, to be compared with."""
+    ds_config = frozen_config(ds_config)
+    partitioned = _partitioned(ds_config)
+    lm = model.load(
+        base=config.model or "",
+        from_scratch=False,
+        vocab_size=0,
+        new_tokens=(),
+        gradient_checkpointing=False,
+        seed=config.seed,
+        dtype=_dtype(ds_config),
+    )
+    del partitioned
+    trained = min(_new_tokens(config, manifest), default=lm.config.get_text_config().vocab_size)
+    return FrozenBase(lm, trained, ds_config)
 
 
 def _new_tokens(config: TrainConfig, manifest: Manifest) -> list[int]:

@@ -7,6 +7,7 @@ objects.
 
 import copy
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -76,6 +77,10 @@ class TrainConfig:
         "dimensions, as 64,128,256, that embeddings can be cut to: trained on the cut ones too", ""
     )
 
+    kl_to_base: float = _flag(
+        "weight of the KL of plain text and prefixes to --model; 0 is off", 0.0
+    )
+
     attention: Literal["auto", "dense", "sdpa", "varlen", "flex"] = _flag(
         "attention backend; auto takes the fastest that this model and device allow", "auto"
     )
@@ -99,6 +104,11 @@ class TrainConfig:
             raise InputError(
                 "give either --model (a base to start from) or --config (from scratch)"
             )
+        if self.kl_to_base and self.model is None:
+            raise InputError(
+                f"--kl-to-base {self.kl_to_base} holds a model to its base, and one from scratch "
+                "(--config) has none; leave it out, or start from --model"
+            )
         ranges = {
             "alpha": 0 <= self.alpha <= 1,
             "prefix_dropout": 0 <= self.prefix_dropout < 1,
@@ -106,6 +116,7 @@ class TrainConfig:
             "temperature": self.least_temperature <= self.temperature <= self.most_temperature,
             "least_temperature": self.least_temperature > 0,
             "crop_every": self.crop_every > 0,
+            "kl_to_base": 0 <= self.kl_to_base < math.inf,
             "steps": self.steps > 0,
             "rows_per_step": self.rows_per_step > 0,
             "rows_per_micro_batch": self.rows_per_micro_batch > 0,

@@ -24,12 +24,11 @@ from torch import Tensor
 from gem_ds import layout
 from gem_ds.attention import Backend, Plan, make_plan
 from gem_ds.kernels import move
-from gem_ds.layout import SUMMARY, Bounds, Index
+from gem_ds.layout import PAD_MULTIPLE, SUMMARY, Bounds, Index
 from gem_ds.positives import PositiveOptions, Tokens, View, positives
+from gem_ds.reference import Reference, make_reference
 from gem_ds.segments import SummaryAttention
 from gem_ds.shards import Row, Shards
-
-PAD_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Batch:
     names: Tensor  # (A, 3) what they are about, see `positives.Positive`
     row_ids: tuple[int, ...]
     n_padding: int
+    reference: Reference | None  # what the base reads of these rows, where it is asked
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, copied asynchronously from pinned memory where there is a GPU."""
@@ -53,7 +53,9 @@ class Batch:
             return self
 
         moved = {n: move(x, device) for n, x in vars(self).items() if isinstance(x, Tensor)}
-        return Batch(**{**vars(self), **moved, "plan": self.plan.to(device)})
+        reference = self.reference and self.reference.to(device)
+        plan = self.plan.to(device)
+        return Batch(**{**vars(self), **moved, "plan": plan, "reference": reference})
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class BatchOptions:
     positives: PositiveOptions
     attention: Backend = "sdpa"
     summary_attention: SummaryAttention = "isolated"
+    reference_capacity: int = 0  # the most tokens of a micro-batch, where a base is compared with
 
 
 def make_batch(
@@ -119,6 +122,11 @@ def make_batch(
 
     index_N = np.flatnonzero(targets_T != layout.NO_TARGET) if with_targets else np.arange(0)
     plan = make_plan(np.concatenate(bounds), options.attention, options.summary_attention)
+    reference = None
+    if options.reference_capacity:
+        reference = make_reference(
+            np.concatenate(ids), trained, options.attention, options.reference_capacity
+        )
 
     def tensor(array: npt.ArrayLike) -> Tensor:
         return torch.from_numpy(np.asarray(array, dtype=np.int64))
@@ -135,6 +143,7 @@ def make_batch(
         names=tensor(np.array(names, dtype=np.int64).reshape(-1, 3)),
         row_ids=tuple(row_ids),
         n_padding=n_padding,
+        reference=reference,
     )
 
 

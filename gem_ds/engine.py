@@ -61,26 +61,39 @@ def train_step(run: Run, step: int) -> tuple[dict[str, float], list[Batch]]:
         sum(len(b.anchors) for b in batches),
         sum(b.input_ids.numel() for b in batches),
         sum(b.n_padding for b in batches),
+        sum(len(b.reference.index) for b in batches if b.reference),
     ]
     counts = dist.sum_over_ranks(torch.tensor(local, dtype=torch.int64, device=device)).tolist()
-    n_targets, n_anchors, n_tokens, n_padding = counts
+    n_targets, n_anchors, n_tokens, n_padding, n_reference = counts
 
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
     for batch in batches:
         out = engine(batch.to(device))
-        loss = step_loss(out.ntp, out.contrastive, alpha, n_targets, n_anchors, dist.world_size())
+        loss = step_loss(
+            out.ntp,
+            out.contrastive,
+            out.kl,
+            alpha,
+            run.config.kl_to_base,
+            n_targets,
+            n_anchors,
+            n_reference,
+            dist.world_size(),
+        )
         engine.backward(loss, scale_wrt_gas=False)
         engine.step()
-        sums += torch.stack([x.detach().double() for x in out[:4]])
+        sums += torch.stack([x.detach().double() for x in out[:5]])
     sums_of_all = dist.sum_over_ranks(sums).tolist()
     ntp = sums_of_all[0] / max(n_targets, 1)
-    contrastive, positive, negative = (x / max(n_anchors, 1) for x in sums_of_all[1:])
+    kl = sums_of_all[1] / max(n_reference, 1)
+    contrastive, positive, negative = (x / max(n_anchors, 1) for x in sums_of_all[2:])
     grad_norm = engine.get_global_grad_norm()
     seconds = time.perf_counter() - began
     values = {
-        "loss/total": (1 - alpha) * ntp + alpha * contrastive,
+        "loss/total": (1 - alpha) * ntp + alpha * contrastive + run.config.kl_to_base * kl,
         "loss/ntp": ntp,
         "loss/contrastive": contrastive,
+        "loss/kl": kl,
         "cosine/positives": positive,
         "cosine/negatives": negative,
         "schedule/alpha": alpha,
@@ -91,6 +104,7 @@ def train_step(run: Run, step: int) -> tuple[dict[str, float], list[Batch]]:
         "data/tokens": n_tokens,
         "data/targets": n_targets,
         "data/anchors": n_anchors,
+        "data/reference": n_reference,
         "data/padding": n_padding / n_tokens,
         "speed/step_seconds": seconds,
         "speed/data_seconds": loaded - began,

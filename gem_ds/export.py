@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from gem_ds import tokenization
+from gem_ds import merge, tokenization
 from gem_ds.contrastive import Aggregation
 from gem_ds.errors import InputError
 from gem_ds.segments import SummaryAttention
@@ -35,8 +35,8 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 class GemConfig:
     """What a reader must know beside the Transformers config to embed with the model.
 
-    `step` and `manifest` (a digest of the shards) tell where the weights are from; `dimensions` are
-    what embeddings can be cut to.
+    `step` and `manifest` (a digest of the shards) tell where the weights are from, `base_share` how
+    much of the base was averaged in; `dimensions` are what embeddings can be cut to.
     """
 
     summary_tokens: tuple[int, ...]
@@ -46,6 +46,7 @@ class GemConfig:
     manifest: str
     aggregation: Aggregation = "mean"
     dimensions: tuple[int, ...] = ()
+    base_share: float = 0.0
 
 
 def read_gem_config(folder: Path) -> GemConfig:
@@ -58,7 +59,8 @@ def read_gem_config(folder: Path) -> GemConfig:
         )
     try:
         raw = json.loads(path.read_text())
-        gem = GemConfig(**{n: tuple(x) if isinstance(x, list) else x for n, x in raw.items()})
+        lists: Any = {n: tuple(x) if isinstance(x, list) else x for n, x in raw.items()}
+        gem = GemConfig(**lists)
         if gem.summary_attention not in get_args(SummaryAttention):
             raise ValueError(f"summary_attention {gem.summary_attention!r} is unknown")
         if gem.aggregation not in get_args(Aggregation):
@@ -68,10 +70,19 @@ def read_gem_config(folder: Path) -> GemConfig:
     return gem
 
 
-def export_run(run: Path, step: int | None, output: Path, dtype: torch.dtype) -> Path:
+def export_run(
+    run: Path,
+    step: int | None,
+    output: Path,
+    dtype: torch.dtype,
+    base_share: float = 0.0,
+    base: str | None = None,
+) -> Path:
     """Export the checkpoint of a run's `step`, or its newest; returns the checkpoint's folder.
 
-    Raises `InputError` if there is none, or as `export` does.
+    The weights are ``1 - base_share`` of the trained ones plus `base_share` of the base's. The base
+    is the run's own, or `base` where that has moved. Raises `InputError` if there is no
+    checkpoint, if the base is not this model's, or as `export` does.
     """
     from gem_ds import checkpoint  # DeepSpeed takes seconds to import; readers of exports need none
 
@@ -87,13 +98,30 @@ def export_run(run: Path, step: int | None, output: Path, dtype: torch.dtype) ->
         manifest=state["manifest"],
         aggregation=state["aggregation"],
         dimensions=tuple(state["dimensions"]),
+        base_share=base_share,
     )
     generation_path = folder / "model" / "generation_config.json"
     generation = json.loads(generation_path.read_text()) if generation_path.is_file() else None
     config = AutoConfig.from_pretrained(folder / "model")
+    source = _base_of(told, base, base_share)
+    vocab = tokenization.load(run / "tokenizer")
+    opened = merge.open_base(source, config, vocab) if source else None
     weights = checkpoint.load_weights(folder)
+    if opened:
+        merge.merge(weights, opened, base_share)
     export(weights, config, run / "tokenizer", gem, output, dtype, generation)
     return folder
+
+
+def _base_of(told: Mapping[str, Any], base: str | None, share: float) -> str | None:
+    """The base to average with, None where nothing of it is wanted."""
+    if not 0 <= share <= 1:
+        raise InputError(f"--merge-base {share} is no share; give one from 0 to 1")
+    if told["model"] is None and (share or base):
+        raise InputError("this run was trained from scratch, so it has no base; drop --merge-base")
+    if base and not share:
+        raise InputError(f"--base {base} is only read with --merge-base; say how much of it")
+    return base or told["model"] if share else None
 
 
 def export(

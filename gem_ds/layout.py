@@ -23,6 +23,7 @@ START, SUMMARY, SUFFIX, END = range(4)
 Bounds = npt.NDArray[np.int32]  # (D, 4)
 Index = npt.NDArray[np.int64]
 NO_TARGET = -100  # what torch's cross entropy ignores
+PAD_MULTIPLE = 64  # tokens that the length of a stream is a multiple of
 
 
 def plain(start: int, end: int) -> tuple[int, int, int, int]:

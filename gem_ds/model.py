@@ -23,6 +23,7 @@ from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
 from gem_ds.data import Batch
 from gem_ds.errors import InputError
 from gem_ds.objectives import next_token_loss
+from gem_ds.reference import Base, Reference, kl_to_base
 
 VOCABULARY_MULTIPLE = 64  # rows of the embedding, for the matrix units
 NOISE = 0.02  # of the new rows, relative to the spread of the trained ones
@@ -32,20 +33,44 @@ class Sums(NamedTuple):
     """What one micro-batch of one rank adds to the losses and metrics of its step."""
 
     ntp: Tensor
+    kl: Tensor
     contrastive: Tensor
     positive_cosine: Tensor
     negative_cosine: Tensor
     scale: Tensor  # no sum: the temperature's present value
 
 
-class GemModel(nn.Module):
-    """The language model `lm` and the contrastive loss's learnable temperature."""
+def hidden_states(lm: Any, stream: Batch | Reference) -> Tensor:
+    """(T, C) last hidden states of a language model at the tokens of a stream."""
+    hidden_TC: Tensor = lm.base_model(
+        input_ids=stream.input_ids,
+        position_ids=stream.position_ids,
+        gem_plan=stream.plan,
+        use_cache=False,
+    ).last_hidden_state[0]
+    return hidden_TC
 
-    def __init__(self, lm: Any, options: ContrastiveOptions | None = None) -> None:
+
+def logits(lm: Any, hidden_NC: Tensor) -> Tensor:
+    """(N, V) next-token logits of a language model's hidden states."""
+    logits_NV: Tensor = lm.get_output_embeddings()(hidden_NC)
+    softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(logits_NV / softcap) * softcap if softcap else logits_NV
+
+
+class GemModel(nn.Module):
+    """The language model `lm` and the contrastive loss's learnable temperature.
+
+    `base` is what `lm` is held to, if anything; its parameters are none of this module's.
+    """
+
+    def __init__(
+        self, lm: Any, options: ContrastiveOptions | None = None, base: Base | None = None
+    ) -> None:
         super().__init__()
         self.lm = lm
         self.options = options or ContrastiveOptions()
-        self.softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+        self.base = base
         start = torch.tensor([math.log(self.options.temperature)], dtype=lm.dtype)
         self.log_scale = nn.Parameter(start, requires_grad=self.options.learn_temperature)
 
@@ -56,10 +81,14 @@ class GemModel(nn.Module):
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """(N, V) next-token logits of hidden states."""
-        logits_NV: Tensor = self.lm.get_output_embeddings()(hidden_NC)
-        if self.softcap:
-            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
-        return logits_NV
+        return logits(self.lm, hidden_NC)
+
+    def kl(self, hidden_TC: Tensor, batch: Batch) -> Tensor:
+        """Sum of the KL divergence from the base, 0 without one."""
+        if self.base is None or batch.reference is None:
+            return torch.zeros((), device=hidden_TC.device)
+        hidden_NC = hidden_TC.index_select(0, batch.reference.index)
+        return kl_to_base(hidden_NC, batch.reference, self.base, self.logits)
 
     def save_config(self, folder: Path) -> None:
         """Write the language model's configuration, and how it generates, without weights."""
@@ -69,18 +98,13 @@ class GemModel(nn.Module):
         (folder / "generation_config.json").write_text(text)
 
     def forward(self, batch: Batch) -> Sums:
-        """Both losses from one pass over the stream.
+        """All losses from one pass over the stream.
 
         Every module runs on every rank in every step, on zero rows where a loss has none: ranks
         that took different paths would wait for each other's parameters for ever, and a parameter
         without a gradient would keep the last one.
         """
-        hidden_TC = self.lm.base_model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            gem_plan=batch.plan,
-            use_cache=False,
-        ).last_hidden_state[0]
+        hidden_TC = hidden_states(self.lm, batch)
         ntp = next_token_loss(
             self.logits(hidden_TC.index_select(0, batch.target_index)), batch.targets
         )
@@ -91,7 +115,7 @@ class GemModel(nn.Module):
             self.log_scale,
             self.options,
         )
-        return Sums(ntp, *contrastive)
+        return Sums(ntp, self.kl(hidden_TC, batch), *contrastive)
 
 
 def load(

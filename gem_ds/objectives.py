@@ -19,15 +19,30 @@ def next_token_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
 
 
+def kl_divergence(base_NV: Tensor, logits_NV: Tensor) -> Tensor:
+    """Sum over rows of KL(base || other) between the softmaxes of logits, in nats, in fp32.
+
+    The gradient is that of `logits_NV` alone.
+    """
+    expected_NV = base_NV.detach().float().log_softmax(-1)
+    return F.kl_div(
+        logits_NV.float().log_softmax(-1), expected_NV, reduction="sum", log_target=True
+    )
+
+
 def step_loss(
     ntp_sum: Tensor,
     contrastive_sum: Tensor,
+    kl_sum: Tensor,
     alpha: float,
+    kl_weight: float,
     n_targets: int,
     n_anchors: int,
+    n_reference: int,
     world_size: int,
 ) -> Tensor:
-    """A micro-batch's share of ``L = (1 - alpha) L_ntp + alpha L_cl``, to call backward on.
+    """A micro-batch's share of a step's loss, to call backward on:
+    ``L = (1 - alpha) L_ntp + alpha L_cl + kl_weight L_kl``.
 
     The counts are those of the whole step, over all ranks and accumulated micro-batches, so that a
     token weighs the same wherever it lies. DeepSpeed averages gradients over ranks: multiplying by
@@ -36,7 +51,8 @@ def step_loss(
     """
     ntp = ntp_sum / max(n_targets, 1)
     contrastive = contrastive_sum / max(n_anchors, 1)
-    return ((1 - alpha) * ntp + alpha * contrastive) * world_size
+    kl = kl_sum / max(n_reference, 1)
+    return ((1 - alpha) * ntp + alpha * contrastive + kl_weight * kl) * world_size
 
 
 @dataclass(frozen=True)

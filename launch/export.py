@@ -23,6 +23,14 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="default: the newest checkpoint")
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: %(default)s")
+    parser.add_argument(
+        "--merge-base",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="average the weights with the base's: 0.3 is 0.7 trained + 0.3 base; default: 0",
+    )
+    parser.add_argument("--base", help="where that base is now; default: where the run had it from")
     if len(sys.argv) == 1:
         parser.print_help()
         sys.exit(2)
@@ -32,7 +40,10 @@ def main() -> None:
 
     from gem_ds import export
 
-    checkpoint = export.export_run(args.run, args.step, args.output, getattr(torch, args.dtype))
+    dtype = getattr(torch, args.dtype)
+    checkpoint = export.export_run(
+        args.run, args.step, args.output, dtype, args.merge_base, args.base
+    )
     print(
         f"exported {checkpoint}\n\n"
         f'generate   AutoModelForCausalLM.from_pretrained("{args.output}/model")\n'

@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from helpers import write_file
-from transformers import LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from gem_ds import layout, tokenization
 from gem_ds.documents import CONTINUATION, KINDS, PLAIN
@@ -105,6 +107,16 @@ def llama_config(folder, tied=True, vocab_size=402, positions=128):
     return folder
 
 
+def random_base(folder, config, tokenizer_dir, seed=1):
+    """A random base model of 400 tokens with its tokenizer, in a folder as one would download."""
+    torch.manual_seed(seed)
+    lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config))
+    lm.resize_token_embeddings(400, mean_resizing=False)
+    lm.save_pretrained(folder)
+    shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
+    return folder
+
+
 def fp32(config_name, folder, **zero):
     """One of the project's DeepSpeed files with bf16 off, for exact comparisons."""
     config = json.loads((ROOT / "ds_configs" / config_name).read_text())
@@ -141,6 +153,21 @@ def train(*flags, ranks=1, deepspeed=ROOT / "ds_configs" / "zero3.json", check=T
             f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         )
     return done
+
+
+def several_runs(out, ranks, settings):
+    """Run each setting in one launch; its folder or file of gradients is in `out` by its name."""
+    out.mkdir(exist_ok=True)
+    path = out / "settings.json"
+    path.write_text(json.dumps(settings, default=str))
+    done = subprocess.run(
+        command("tests/several_runs.py", path, out, ranks=ranks),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def metrics(run: Path) -> list[dict]:

@@ -3,7 +3,9 @@
     several_runs.py <settings.json> <out folder>
 
 Of a setting with ``"gradients": step`` one step is taken, and its metrics and whole gradients are
-saved as they are just before the optimizer uses them. Other settings are trained to their end.
+saved as they are just before the optimizer uses them; with ``"noise": size`` the weights get random
+numbers of this size added before. Other settings are trained to their end. ``"chunk": n`` makes
+chunks of reference tokens so small that there are several.
 """
 
 import json
@@ -13,12 +15,20 @@ from pathlib import Path
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from gem_ds import build, dist, engine
+from gem_ds import build, dist, engine, model, reference
 from gem_ds.config import TrainConfig
 
 
-def one_step(config: TrainConfig, step: int, path: Path) -> None:
+def add_noise(module: torch.nn.Module, size: float) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for parameter in module.parameters():
+        with model.gathered(parameter):
+            parameter.data += size * torch.randn(parameter.shape, generator=generator)
+
+
+def one_step(config: TrainConfig, step: int, noise: float, path: Path) -> None:
     run = build.open_run(config)
+    add_noise(run.engine.module, noise)
     grads = {}
     take_step = run.engine.step
 
@@ -38,12 +48,13 @@ def one_step(config: TrainConfig, step: int, path: Path) -> None:
 def main() -> None:
     settings, out = json.loads(Path(sys.argv[-2]).read_text()), Path(sys.argv[-1])
     for name, flags in settings.items():
-        step = flags.pop("gradients", None)
+        reference.CHUNK = flags.pop("chunk", reference.CHUNK)
+        step, noise = flags.pop("gradients", None), flags.pop("noise", 0.0)
         config = TrainConfig(**flags, output=str(out / name))
         if step is None:
             engine.train(config)
         else:
-            one_step(config, step, out / f"{name}.pt")
+            one_step(config, step, noise, out / f"{name}.pt")
 
 
 main()

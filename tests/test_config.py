@@ -70,6 +70,12 @@ def test_files_that_cannot_be_read(tmp_path):
     [
         ({"model": None}, "either --model .* or --config"),
         ({"config": "c"}, "either --model .* or --config"),
+        ({"kl_to_base": -0.1}, "--kl-to-base -0.1 is out of range"),
+        ({"kl_to_base": float("nan")}, "--kl-to-base nan is out of range"),
+        (
+            {"model": None, "config": "c", "kl_to_base": 0.1},
+            r"--kl-to-base 0.1 holds .* from scratch \(--config\) has none; .* start from --model",
+        ),
         ({"alpha": 1.5}, "--alpha 1.5 is out of range"),
         ({"temperature": 0.5}, "--temperature 0.5 is out of range"),
         ({"prefix_dropout": 1.0}, "--prefix-dropout 1.0 is out of range"),

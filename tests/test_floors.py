@@ -14,8 +14,8 @@ FLOORS = {
           local finish prepare_config cluster prepare verification inspection segments positives
           recipes config corpus bpe""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
-          data checkpoint""",
-    2: "model export encode memories",
+          reference data checkpoint""",
+    2: "model frozen merge export encode memories",
     3: "build engine evaluate",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gem_ds.objectives import Schedule, next_token_loss, step_loss
+from gem_ds.objectives import Schedule, kl_divergence, next_token_loss, step_loss
 
 
 def test_next_token_loss_sums_and_is_zero_with_gradient_without_targets():
@@ -18,9 +18,22 @@ def test_next_token_loss_sums_and_is_zero_with_gradient_without_targets():
 
 
 def test_step_loss_divides_by_global_counts_and_undoes_the_average_over_ranks():
-    ntp, contrastive = torch.tensor(12.0), torch.tensor(6.0)
-    assert step_loss(ntp, contrastive, 0.25, 4, 3, world_size=2).item() == 2 * (0.75 * 3 + 0.25 * 2)
-    assert step_loss(ntp * 0, contrastive * 0, 0.5, 0, 0, world_size=2).item() == 0
+    ntp, contrastive, kl = torch.tensor(12.0), torch.tensor(6.0), torch.tensor(10.0)
+    expected = 2 * (0.75 * 3 + 0.25 * 2 + 4 * 5)
+    assert step_loss(ntp, contrastive, kl, 0.25, 4.0, 4, 3, 2, world_size=2).item() == expected
+    zero = torch.tensor(0.0)
+    assert step_loss(zero, zero, zero, 0.5, 4.0, 0, 0, 0, world_size=2).item() == 0
+
+
+def test_kl_divergence_is_its_definition_and_moves_the_other_alone():
+    base, other = (torch.randn(3, 7, requires_grad=True) for _ in range(2))
+    p, q = base.softmax(1), other.softmax(1)
+    got = kl_divergence(base, other)
+    assert got.item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-5)
+    got.backward()
+    assert torch.allclose(other.grad, (q - p).detach(), atol=1e-6)
+    assert base.grad is None
+    assert kl_divergence(base, base).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_papers_schedule_steps_alpha_and_switches_the_rate():

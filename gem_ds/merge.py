@@ -1,0 +1,116 @@
+"""Averaging a trained model's weights back towards its base.
+
+Tensors of the base are read one at a time from its safetensors files; the base is never whole in
+memory. Of the embeddings only the rows that the base has trained are averaged: summary tokens and
+rows that fill up stay as trained.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.utils.hub import cached_file
+
+from gem_ds import tokenization
+from gem_ds.errors import InputError
+from gem_ds.tokenization import Vocabulary
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where the base's tensors are, by name, and how many leading rows of each it has trained."""
+
+    files: Mapping[str, Path]
+    rows: Mapping[str, int]  # of every parameter of the model
+
+
+def open_base(base: str, config: Any, vocab: Vocabulary) -> Base:
+    """The base of a trained model with this Transformers config and tokenizer.
+
+    `base` is a hub name or folder. Raises `InputError` if its tokenizer is not the one that the
+    model's was made from, or if it lacks a tensor of the model or has it in another shape.
+    """
+    own = tokenization.load(base)
+    if not _same_tokens(own, vocab):
+        raise InputError(f"{base} has another tokenizer than the model; name its base with --base")
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config)
+    embeddings = {
+        id(parameter)
+        for layer in (lm.get_input_embeddings(), lm.get_output_embeddings())
+        for parameter in layer.parameters()
+    }
+    new_tokens = set(tokenization.summary_ids(vocab)) - set(tokenization.summary_ids(own))
+    files = _files(base)
+    rows = {}
+    for name, parameter in lm.named_parameters():
+        if name not in files:
+            raise InputError(
+                f"{base} has no tensor {name}; name this model's base with --base, in the form "
+                "that save_pretrained writes"
+            )
+        with safe_open(files[name], "pt") as file:
+            shape = tuple(file.get_slice(name).get_shape())
+        trained = shape[0]
+        good = shape == parameter.shape
+        if id(parameter) in embeddings:
+            trained = min(new_tokens, default=shape[0])
+            good = trained <= shape[0] <= len(parameter) and shape[1:] == parameter.shape[1:]
+        if not good:
+            raise InputError(
+                f"{base} is not this model's base: {name} is {shape} there and "
+                f"{tuple(parameter.shape)} here; name its base with --base"
+            )
+        rows[name] = trained
+    return Base(files, rows)
+
+
+def merge(weights: Mapping[str, Tensor], base: Base, share: float) -> None:
+    """Make each of `weights` (fp32, in place) ``(1 - share)`` of itself plus `share` of the base's.
+
+    The interpolation of WiSE-FT (arXiv 2109.01903). `weights` are named as in the Transformers
+    model and hold each of its parameters; buffers stay as they are.
+    """
+    for name, n in base.rows.items():
+        with safe_open(base.files[name], "pt") as file:
+            part = file.get_slice(name)[:n]
+        weights[name][:n].mul_(1 - share).add_(part.float(), alpha=share)
+
+
+def _same_tokens(base: Vocabulary, vocab: Vocabulary) -> bool:
+    """Whether a tokenizer is the other, or the one that summary tokens were added to."""
+    made_from = [tokenization.fingerprint(vocab, summary_tokens=s) for s in (True, False)]
+    return tokenization.fingerprint(base) in made_from
+
+
+def _files(base: str) -> dict[str, Path]:
+    """The safetensors file of each tensor of a model."""
+    index = _file(base, "model.safetensors.index.json")
+    if index is not None:
+        names = json.loads(index.read_text())["weight_map"]
+        paths = {file: _file(base, file) for file in set(names.values())}
+        return {name: path for name, file in names.items() if (path := paths[file])}
+    single = _file(base, "model.safetensors")
+    if single is None:
+        raise InputError(
+            f"{base} has no model.safetensors; load it with Transformers, write it with "
+            "save_pretrained, and name that folder with --base"
+        )
+    with safe_open(single, "pt") as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def _file(base: str, name: str) -> Path | None:
+    """A file of a folder or of a model on the hub, None if it is not there."""
+    try:
+        path = cached_file(base, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot read the base {base}: {reason}; name it with --base") from error
+    return None if path is None else Path(path)
