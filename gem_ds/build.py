@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig
 from transformers.integrations import HfDeepSpeedConfig
 
-from gem_ds import attention, checkpoint, dist, model, tokenization
+from gem_ds import adapters, attention, checkpoint, dist, model, tokenization
 from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
 from gem_ds.data import BatchOptions, Loader
 from gem_ds.errors import InputError
@@ -28,7 +28,10 @@ from gem_ds.manifest import Manifest
 from gem_ds.objectives import Schedule
 from gem_ds.shards import Shards
 
-VERSIONS = ("gem_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
+VERSIONS = (
+    *("gem_ds", "torch", "deepspeed", "transformers", "peft"),
+    *("tokenizers", "numpy", "pyarrow"),
+)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,11 @@ def _check_objective(config: TrainConfig, manifest: Manifest) -> None:
             f"{config.shards} has only plain documents, so there is nothing to embed; train it "
             "with --alpha 0, or shard with --kinds plain=0.8,continuation=0.2"
         )
+    if config.adapter != "none" and not manifest.summary_tokens:
+        raise InputError(
+            f"{config.shards} has no summary tokens, which --adapter {config.adapter} is to train; "
+            "shard with --kinds plain=0.8,continuation=0.2"
+        )
 
 
 def _model_config(config: TrainConfig, manifest: Manifest) -> Any:
@@ -182,6 +190,11 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
     if ds_config.get("fp16", {}).get("enabled"):
         raise InputError(f"{config.deepspeed} enables fp16; use bf16, or neither for fp32")
     zero = ds_config.get("zero_optimization", {})
+    if config.adapter != "none" and zero.get("stage", 0) < 2:
+        raise InputError(
+            f"{config.deepspeed} has a ZeRO stage below 2, whose checkpoints leave out the weights "
+            f"that --adapter {config.adapter} freezes; use ds_configs/zero2.json or zero3.json"
+        )
     # Transformers builds the model partitioned while this object lives.
     partitioned = HfDeepSpeedConfig(ds_config) if zero.get("stage") == 3 else None
     lm = model.load(
@@ -193,7 +206,8 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
         seed=config.seed,
         dtype=_dtype(ds_config),
     )
-    gem = model.GemModel(lm, config.temperature)
+    rows = _freeze(config, lm, manifest) if config.adapter != "none" else None
+    gem = model.GemModel(lm, config.temperature, rows)
     optimizer = torch.optim.AdamW(
         model.parameter_groups(gem, config.weight_decay),
         lr=config.learning_rate,
@@ -204,6 +218,20 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
     del partitioned
     engine.train()
     return engine
+
+
+def _freeze(config: TrainConfig, lm: Any, manifest: Manifest) -> model.SummaryRows:
+    """Freeze the base and give it adapters; the summary tokens' rows, which are trained too."""
+    assert config.adapter != "none"
+    adapters.inject(
+        lm,
+        config.adapter,
+        config.lora_rank,
+        config.lora_alpha,
+        manifest.summary_tokens,
+        config.seed,
+    )
+    return model.summary_rows(lm, manifest.summary_tokens)
 
 
 def _new_tokens(config: TrainConfig, manifest: Manifest) -> list[int]:
@@ -232,6 +260,9 @@ def _state(config: TrainConfig, manifest: Manifest, model_config: Any) -> dict[s
         "vocab_size": shape.vocab_size,
         "summary_tokens": manifest.summary_tokens,
         "summary_attention": config.summary_attention,
+        "adapter": None
+        if config.adapter == "none"
+        else [config.adapter, config.lora_rank, config.lora_alpha],
         "manifest": manifest.digest,
         "rows_per_step": config.rows_per_step,
         "seed": config.seed,

@@ -60,6 +60,14 @@ class TrainConfig:
     )
     gradient_checkpointing: bool = _flag("recompute activations in the backward pass", True)
 
+    adapter: Literal["none", "summary", "everywhere"] = _flag(
+        "none trains all weights; else they are frozen and LoRA is trained, switched on at summary "
+        "tokens alone (other tokens are computed as in the base) or everywhere",
+        "none",
+    )
+    lora_rank: int = _flag("of the adapters", 16)
+    lora_alpha: float = _flag("the adapters are scaled by lora_alpha / lora_rank", 32.0)
+
     save_every: int = _flag("steps between checkpoints; the last step is always saved", 500)
     keep_last: int = _flag("checkpoints kept", 2)
     resume: Literal["auto", "never"] = _flag(
@@ -75,11 +83,15 @@ class TrainConfig:
             raise InputError(
                 "give either --model (a base to start from) or --config (from scratch)"
             )
+        if self.adapter != "none" and self.model is None:
+            raise InputError(f"--adapter {self.adapter} needs a trained base: give --model")
         ranges = {
             "alpha": 0 <= self.alpha <= 1,
             "prefix_dropout": 0 <= self.prefix_dropout < 1,
             "final_rate": 0 <= self.final_rate <= 1,
             "temperature": 1 <= self.temperature <= 100,
+            "lora_rank": self.lora_rank >= 1,
+            "lora_alpha": self.lora_alpha > 0,
             "steps": self.steps > 0,
             "rows_per_step": self.rows_per_step > 0,
             "rows_per_micro_batch": self.rows_per_micro_batch > 0,

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from gem_ds import tokenization
+from gem_ds import adapter_files, tokenization
 from gem_ds.errors import InputError
 from gem_ds.segments import SummaryAttention
 from gem_ds.tokenization import Vocabulary
@@ -34,7 +34,8 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 class GemConfig:
     """What a reader must know beside the Transformers config to embed with the model.
 
-    `step` and `manifest` (a digest of the shards) tell where the weights are from.
+    `step` and `manifest` (a digest of the shards) tell where the weights are from. With `adapter`
+    the adapter in the folder beside the model is on at summary tokens.
     """
 
     summary_tokens: tuple[int, ...]
@@ -42,6 +43,7 @@ class GemConfig:
     base: str
     step: int
     manifest: str
+    adapter: bool = False
 
 
 def read_gem_config(folder: Path) -> GemConfig:
@@ -72,6 +74,7 @@ def export_run(run: Path, step: int | None, output: Path, dtype: torch.dtype) ->
     folder = checkpoint.find(run, step)
     _check_output(output)  # before the weights are read, which takes minutes for a large model
     state = checkpoint.read_state(folder)
+    mode, _, alpha = state.get("adapter") or (None, 0, 0.0)
     told = json.loads((run / "run.json").read_text())["config"]
     gem = GemConfig(
         summary_tokens=tuple(state["summary_tokens"]),
@@ -79,12 +82,22 @@ def export_run(run: Path, step: int | None, output: Path, dtype: torch.dtype) ->
         base=told["model"] or told["config"],
         step=state["step"],
         manifest=state["manifest"],
+        adapter=mode == "summary",
     )
     generation_path = folder / "model" / "generation_config.json"
     generation = json.loads(generation_path.read_text()) if generation_path.is_file() else None
     config = AutoConfig.from_pretrained(folder / "model")
     weights = checkpoint.load_weights(folder)
-    export(weights, config, run / "tokenizer", gem, output, dtype, generation)
+    adapter = None
+    if mode is not None:
+        rows_kC = weights.pop(checkpoint.ROWS)
+        if mode == "summary":
+            weights, lora = adapter_files.separated(weights)
+            adapter = adapter_files.Adapter(lora, alpha)
+        else:
+            weights = adapter_files.merged(weights, alpha)
+        adapter_files.write_rows(weights, config, gem.summary_tokens, rows_kC)
+    export(weights, config, run / "tokenizer", gem, output, dtype, generation, adapter)
     return folder
 
 
@@ -96,12 +109,15 @@ def export(
     output: Path,
     dtype: torch.dtype = torch.bfloat16,
     generation_config: Mapping[str, Any] | None = None,
+    adapter: adapter_files.Adapter | None = None,
 ) -> None:
     """Write ``output/model`` and, where stock readers can be exact, ``output/model-embed``.
 
+    An `adapter` is written into ``output/adapter`` as `peft` does.
+
     `weights` are named as in the Transformers model of `config`; a tied head's alias may be
-    absent. Where the number of summary tokens is not one, a text file in the place of
-    ``model-embed`` says why there is none. `output` appears complete or not at all. Raises
+    absent. With an adapter, or where the number of summary tokens is not one, a text file in the
+    place of ``model-embed`` says why there is none. `output` appears complete or not at all. Raises
     `InputError` if it exists and is not empty, or if weights, config and tokenizer do not belong
     together.
     """
@@ -118,7 +134,10 @@ def export(
     try:
         _write_model(temporary / "model", weights, config, vocab, gem, dtype, generation_config)
         shutil.copytree(tokenizer_folder, temporary / "model", dirs_exist_ok=True)
-        if len(gem.summary_tokens) == 1:
+        if adapter is not None:
+            adapter.write(temporary / adapter_files.FOLDER, gem.summary_tokens, dtype)
+            (temporary / EMBED_REFUSED).write_text(adapter_files.WHY_NO_EMBED)
+        elif len(gem.summary_tokens) == 1:
             _write_embed(temporary / "model", temporary / "model-embed", vocab, gem)
         else:
             (temporary / EMBED_REFUSED).write_text(_why_no_embed(len(gem.summary_tokens)))

@@ -37,12 +37,30 @@ class Sums(NamedTuple):
     scale: Tensor  # no sum: the temperature's present value
 
 
-class GemModel(nn.Module):
-    """The language model `lm` and the contrastive loss's learnable temperature."""
+class SummaryRows(nn.Embedding):
+    """The summary tokens' rows (k, C) of an input embedding that is itself frozen."""
 
-    def __init__(self, lm: Any, temperature: float = 20.0) -> None:
+    def forward(self, embedding: Any, input_ids: Tensor, summary_Gk: Tensor) -> Tensor:  # type: ignore[override]
+        """(1, T, C) the embedding of `input_ids`, with these rows at the summary tokens."""
+        hidden_1TC: Tensor = embedding(input_ids)
+        rows_NC = self.weight.expand(len(summary_Gk), -1, -1).flatten(0, 1)
+        if hasattr(embedding, "embed_scale"):  # Gemma's
+            rows_NC = rows_NC * embedding.embed_scale.to(rows_NC.dtype)
+        return hidden_1TC.index_copy(1, summary_Gk.flatten(), rows_NC[None])
+
+
+class GemModel(nn.Module):
+    """The language model `lm` and the contrastive loss's learnable temperature.
+
+    Where the language model is frozen, `summary_rows` take the place of its summary tokens' rows.
+    """
+
+    def __init__(
+        self, lm: Any, temperature: float = 20.0, summary_rows: SummaryRows | None = None
+    ) -> None:
         super().__init__()
         self.lm = lm
+        self.summary_rows = summary_rows
         self.softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
         self.log_scale = nn.Parameter(torch.tensor([math.log(temperature)], dtype=lm.dtype))
 
@@ -72,8 +90,15 @@ class GemModel(nn.Module):
         that took different paths would wait for each other's parameters for ever, and a parameter
         without a gradient would keep the last one.
         """
+        inputs = {"input_ids": batch.input_ids}
+        if self.summary_rows is not None:
+            inputs = {
+                "inputs_embeds": self.summary_rows(
+                    self.lm.get_input_embeddings(), batch.input_ids, batch.plan.summary_index
+                )
+            }
         hidden_TC = self.lm.base_model(
-            input_ids=batch.input_ids,
+            **inputs,
             position_ids=batch.position_ids,
             gem_plan=batch.plan,
             use_cache=False,
@@ -156,12 +181,22 @@ def add_rows(lm: Any, vocab_size: int, n_trained: int) -> None:
             weight_VC[n_trained:] = rows.to(weight_VC.dtype)
 
 
+def summary_rows(lm: Any, summary_tokens: Sequence[int]) -> SummaryRows:
+    """The summary tokens' rows as they are in the language model, to be trained beside it."""
+    weight = lm.get_input_embeddings().weight
+    rows = SummaryRows(len(summary_tokens), _size(weight)[1], device=weight.device, dtype=lm.dtype)
+    with gathered(weight), torch.no_grad():
+        rows.weight.copy_(weight[list(summary_tokens)])
+    return rows
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for AdamW: matrices decay; norms, biases, embeddings and the temperature do not."""
+    """Groups for AdamW of all that is not frozen: matrices decay; norms, biases, embeddings and the
+    temperature do not."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
         matrix = len(_size(parameter)) > 1 and id(parameter) not in embeddings
         (decayed if matrix else others).append(parameter)
     return [

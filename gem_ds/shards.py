@@ -247,7 +247,8 @@ class Shards:
             "has no document": (n_documents < 1).any(),
             f"has more than {manifest.row_length} tokens": n_tokens.max() > manifest.row_length,
             "does not name a record for each document": (n_records != n_documents).any(),
-            "has ids outside the vocabulary": ids.min(initial=0) < 0 or ids.max(initial=0) >= manifest.vocab_size,
+            "has ids outside the vocabulary": ids.min(initial=0) < 0
+            or ids.max(initial=0) >= manifest.vocab_size,
         }
         for what in (what for what, found in wrong.items() if found):
             raise InputError(f"{name} {what}; {REDO}")

@@ -14,12 +14,12 @@ FLOORS = {
           local finish prepare_config cluster prepare verification inspection segments config
           corpus bpe""",
     1: "dist metrics masks picture kernels pieces sdpa flex attention objectives data checkpoint",
-    2: "model export encode",
+    2: "model adapter_files adapters export encode",
     3: "build engine evaluate",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.
-LIBRARIES = {"torch": 1, "deepspeed": 1, "safetensors": 1, "transformers": 2, "mteb": 3}
+LIBRARIES = {"torch": 1, "deepspeed": 1, "safetensors": 1, "transformers": 2, "peft": 2, "mteb": 3}
 # Registering a function with Transformers is all that `attention` wants of it.
 EXCEPTIONS = {"attention": {"transformers"}}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
