@@ -35,9 +35,10 @@ class Adapter:
     def write(self, folder: Path, summary_tokens: Sequence[int], dtype: torch.dtype) -> None:
         """Write a new `folder` as `peft` does, as an activated LoRA of the summary tokens."""
         folder.mkdir()
-        names = {name.split(".")[-3] for name in self.lora}
+        names = sorted({name.split(".")[-3] for name in self.lora})
         rank = next(len(tensor) for name, tensor in self.lora.items() if ".lora_A." in name)
         config = lora_config(names, rank, self.alpha, summary_tokens)
+        config.target_modules = names  # a list: peft would write a set in any order
         config.inference_mode = True
         config.save_pretrained(str(folder))
         tensors = {f"base_model.model.{n}": t.to(dtype).contiguous() for n, t in self.lora.items()}
@@ -55,7 +56,7 @@ def lora_config(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha,
-        target_modules=sorted(layers),
+        target_modules=list(layers),
         alora_invocation_tokens=None if summary_tokens is None else list(summary_tokens),
     )
 

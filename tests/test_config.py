@@ -65,6 +65,9 @@ def test_files_that_cannot_be_read(tmp_path):
     [
         ({"model": None}, "either --model .* or --config"),
         ({"config": "c"}, "either --model .* or --config"),
+        ({"lora_rank": 0}, "--lora-rank 0 is out of range"),
+        ({"lora_alpha": 0.0}, "--lora-alpha 0.0 is out of range"),
+        ({"adapter": "summary", "model": None, "config": "c"}, "--adapter summary needs a trained"),
         ({"alpha": 1.5}, "--alpha 1.5 is out of range"),
         ({"temperature": 0.5}, "--temperature 0.5 is out of range"),
         ({"prefix_dropout": 1.0}, "--prefix-dropout 1.0 is out of range"),

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from helpers import save_tokenizer
-from runs import ROOT, command, fp32, llama_config, metrics, random_shards, train
+from runs import ROOT, command, fp32, llama_config, metrics, random_shards, several_runs, train
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gem_ds import build
@@ -36,21 +36,6 @@ def made(tmp_path_factory, tokenizer_dir):
     # Nothing stays gathered: even the smallest parameter is partitioned.
     fp32("zero3.json", folder, stage3_param_persistence_threshold=0)
     return folder
-
-
-def several_runs(out, ranks, settings):
-    """Run each setting in one launch; its folder or file of gradients is in `out` by its name."""
-    out.mkdir()
-    path = out / "settings.json"
-    path.write_text(json.dumps(settings, default=str))
-    done = subprocess.run(
-        command("tests/several_runs.py", path, out, ranks=ranks),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def one_step(made, ranks, settings):
