@@ -6,6 +6,7 @@ micro-batch, shared by all layers. The plan travels as the keyword argument ``ge
 model's forward. No model code is changed. The backends are in `kernels`, `sdpa` and `flex`.
 """
 
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -51,6 +52,11 @@ class Plan:
         self.device = torch.device(device)
         self.longest = int((bounds_D4[:, END] - bounds_D4[:, START]).max())
         self._kernels: dict[int | None, Kernel] = {}
+
+    @cached_property
+    def summary_index(self) -> Tensor:
+        """(G, k) where in the stream the summary tokens of each document that has any stand."""
+        return torch.from_numpy(layout.summary_index(self.bounds_D4)).to(self.device)
 
     def within(self, window: int | None) -> Kernel:
         """The attention of layers with this sliding window, in tokens; None for full attention."""

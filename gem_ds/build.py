@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig
 from transformers.integrations import HfDeepSpeedConfig
 
-from gem_ds import attention, checkpoint, dist, model, tokenization
+from gem_ds import adapters, attention, checkpoint, dist, model, tokenization
 from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
 from gem_ds.contrastive import ContrastiveOptions
 from gem_ds.data import BatchOptions, Loader
@@ -32,7 +32,10 @@ from gem_ds.objectives import Schedule
 from gem_ds.positives import PositiveOptions
 from gem_ds.shards import Shards
 
-VERSIONS = ("gem_ds", "torch", "deepspeed", "transformers", "tokenizers", "numpy", "pyarrow")
+VERSIONS = (
+    *("gem_ds", "torch", "deepspeed", "transformers", "peft"),
+    *("tokenizers", "numpy", "pyarrow"),
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,12 @@ def _forget_shared_memory() -> None:
 
 
 def _check_objective(config: TrainConfig, manifest: Manifest) -> None:
-    """Refuse a contrastive loss that the shards have nothing for."""
+    """Refuse an objective that the shards have nothing for."""
+    if config.adapter != "none" and not manifest.summary_tokens:
+        raise InputError(
+            f"{config.shards} has no summary tokens, which --adapter {config.adapter} is to train; "
+            "shard with --kinds plain=0.8,continuation=0.2"
+        )
     if not config.alpha or config.alpha_start >= config.steps:
         return
     documents = {kind for kind, n in manifest.counts["documents"].items() if n}
@@ -221,6 +229,11 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
     if ds_config.get("fp16", {}).get("enabled"):
         raise InputError(f"{config.deepspeed} enables fp16; use bf16, or neither for fp32")
     base = _build_base(config, ds_config, manifest) if config.kl_to_base else None
+    if config.adapter != "none" and ds_config.get("zero_optimization", {}).get("stage", 0) < 2:
+        raise InputError(
+            f"{config.deepspeed} has a ZeRO stage below 2, whose checkpoints leave out the weights "
+            f"that --adapter {config.adapter} freezes; use ds_configs/zero2.json or zero3.json"
+        )
     partitioned = _partitioned(ds_config)
     lm = model.load(
         base=config.model or config.config or "",
@@ -231,7 +244,8 @@ def _build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Mani
         seed=config.seed,
         dtype=_dtype(ds_config),
     )
-    gem = model.GemModel(lm, _contrastive_options(config, lm, manifest), base)
+    rows = _freeze(config, lm, manifest) if config.adapter != "none" else None
+    gem = model.GemModel(lm, _contrastive_options(config, lm, manifest), base, rows)
     optimizer = torch.optim.AdamW(
         model.parameter_groups(gem, config.weight_decay),
         lr=config.learning_rate,
@@ -288,6 +302,20 @@ def _build_base(config: TrainConfig, ds_config: dict[str, Any], manifest: Manife
     return FrozenBase(lm, trained, ds_config)
 
 
+def _freeze(config: TrainConfig, lm: Any, manifest: Manifest) -> model.SummaryRows:
+    """Freeze the base and give it adapters; the summary tokens' rows, which are trained too."""
+    assert config.adapter != "none"
+    adapters.inject(
+        lm,
+        config.adapter,
+        config.lora_rank,
+        config.lora_alpha,
+        manifest.summary_tokens,
+        config.seed,
+    )
+    return model.summary_rows(lm, manifest.summary_tokens)
+
+
 def _new_tokens(config: TrainConfig, manifest: Manifest) -> list[int]:
     """The summary tokens that the base does not have yet; refuse a base with another tokenizer."""
     if config.model is None:
@@ -316,6 +344,9 @@ def _state(config: TrainConfig, manifest: Manifest, model_config: Any) -> dict[s
         "summary_attention": config.summary_attention,
         "aggregation": config.aggregation,
         "dimensions": list(config.dimensions()),
+        "adapter": None
+        if config.adapter == "none"
+        else [config.adapter, config.lora_rank, config.lora_alpha],
         "manifest": manifest.digest,
         "rows_per_step": config.rows_per_step,
         "seed": config.seed,

@@ -18,6 +18,7 @@ from gem_ds.errors import InputError
 
 STATE = "gem.json"
 _PREFIX = "lm."  # of the language model's parameters in `model.GemModel`
+ROWS = "summary_rows.weight"  # the summary tokens' own there, where the base is frozen
 
 
 def folder_of(run: Path) -> Path:
@@ -115,9 +116,11 @@ def load(engine: Any, checkpoint: Path, state: dict[str, Any]) -> int:
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The language model's weights, fp32 on the CPU, named as in the Transformers model.
+    """The language model's weights on the CPU, named as in the Transformers model.
 
-    Of parameters that share memory (tied embeddings) only the first name is given.
+    Of parameters that share memory (tied embeddings) only the first name is given. Trained weights
+    are in fp32. Where the base was frozen, its weights are in the dtype of the run, adapters have
+    `peft`'s names, and `ROWS` are the summary tokens' rows (k, C).
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -125,7 +128,7 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in state.items():
-        if name.startswith(_PREFIX) and tensor.data_ptr() not in seen:
+        if name.startswith((_PREFIX, ROWS)) and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             weights[name.removeprefix(_PREFIX)] = tensor
     return weights

@@ -89,6 +89,14 @@ class TrainConfig:
     )
     gradient_checkpointing: bool = _flag("recompute activations in the backward pass", True)
 
+    adapter: Literal["none", "summary", "everywhere"] = _flag(
+        "none trains all weights; else they are frozen and LoRA is trained, switched on at summary "
+        "tokens alone (other tokens are computed as in the base) or everywhere",
+        "none",
+    )
+    lora_rank: int = _flag("of the adapters", 16)
+    lora_alpha: float = _flag("the adapters are scaled by lora_alpha / lora_rank", 32.0)
+
     save_every: int = _flag("steps between checkpoints; the last step is always saved", 500)
     keep_last: int = _flag("checkpoints kept", 2)
     resume: Literal["auto", "never"] = _flag(
@@ -109,6 +117,13 @@ class TrainConfig:
                 f"--kl-to-base {self.kl_to_base} holds a model to its base, and one from scratch "
                 "(--config) has none; leave it out, or start from --model"
             )
+        if self.adapter != "none" and self.model is None:
+            raise InputError(f"--adapter {self.adapter} needs a trained base: give --model")
+        if self.kl_to_base and self.adapter == "summary":
+            raise InputError(
+                "--kl-to-base with --adapter summary holds nothing: text is computed by the base "
+                "as it was; leave it out"
+            )
         ranges = {
             "alpha": 0 <= self.alpha <= 1,
             "prefix_dropout": 0 <= self.prefix_dropout < 1,
@@ -117,6 +132,8 @@ class TrainConfig:
             "least_temperature": self.least_temperature > 0,
             "crop_every": self.crop_every > 0,
             "kl_to_base": 0 <= self.kl_to_base < math.inf,
+            "lora_rank": self.lora_rank >= 1,
+            "lora_alpha": self.lora_alpha > 0,
             "steps": self.steps > 0,
             "rows_per_step": self.rows_per_step > 0,
             "rows_per_micro_batch": self.rows_per_micro_batch > 0,

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModel
 
-from gem_ds import attention, layout, tokenization
+from gem_ds import adapter_files, attention, layout, tokenization
 from gem_ds.attention import Backend, Choice
 from gem_ds.contrastive import Aggregation, aggregate
 from gem_ds.errors import InputError
@@ -129,7 +129,13 @@ class Encoder:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype is None and device.type == "cpu":
             dtype = torch.float32
-        backbone = AutoModel.from_pretrained(folder, dtype=dtype or "auto").to(device)
+        if gem.adapter:
+            from gem_ds import adapters  # peft takes seconds to import
+
+            backbone = adapters.load(folder, folder.parent / adapter_files.FOLDER, dtype or "auto")
+        else:
+            backbone = AutoModel.from_pretrained(folder, dtype=dtype or "auto")
+        backbone = backbone.to(device)
         vocab = tokenization.load(folder)
         return cls(
             *(backbone, vocab, gem.summary_tokens),

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from gem_ds import merge, tokenization
+from gem_ds import adapter_files, merge, tokenization
 from gem_ds.contrastive import Aggregation
 from gem_ds.errors import InputError
 from gem_ds.segments import SummaryAttention
@@ -36,7 +36,8 @@ class GemConfig:
     """What a reader must know beside the Transformers config to embed with the model.
 
     `step` and `manifest` (a digest of the shards) tell where the weights are from, `base_share` how
-    much of the base was averaged in; `dimensions` are what embeddings can be cut to.
+    much of the base was averaged in; `dimensions` are what embeddings can be cut to. With `adapter`
+    the adapter in the folder beside the model is on at summary tokens.
     """
 
     summary_tokens: tuple[int, ...]
@@ -47,6 +48,7 @@ class GemConfig:
     aggregation: Aggregation = "mean"
     dimensions: tuple[int, ...] = ()
     base_share: float = 0.0
+    adapter: bool = False
 
 
 def read_gem_config(folder: Path) -> GemConfig:
@@ -89,6 +91,7 @@ def export_run(
     folder = checkpoint.find(run, step)
     _check_output(output)  # before the weights are read, which takes minutes for a large model
     state = checkpoint.read_state(folder)
+    mode, _, alpha = state.get("adapter") or (None, 0, 0.0)
     told = json.loads((run / "run.json").read_text())["config"]
     gem = GemConfig(
         summary_tokens=tuple(state["summary_tokens"]),
@@ -99,17 +102,29 @@ def export_run(
         aggregation=state["aggregation"],
         dimensions=tuple(state["dimensions"]),
         base_share=base_share,
+        adapter=mode == "summary",
     )
     generation_path = folder / "model" / "generation_config.json"
     generation = json.loads(generation_path.read_text()) if generation_path.is_file() else None
     config = AutoConfig.from_pretrained(folder / "model")
     source = _base_of(told, base, base_share)
+    if source and mode == "summary":
+        raise InputError(f"{run} has trained an adapter beside its base; drop --merge-base")
     vocab = tokenization.load(run / "tokenizer")
     opened = merge.open_base(source, config, vocab) if source else None
     weights = checkpoint.load_weights(folder)
+    adapter = None
+    if mode is not None:
+        rows_kC = weights.pop(checkpoint.ROWS)
+        if mode == "summary":
+            weights, lora = adapter_files.separated(weights)
+            adapter = adapter_files.Adapter(lora, alpha)
+        else:
+            weights = adapter_files.merged(weights, alpha)
+        adapter_files.write_rows(weights, config, gem.summary_tokens, rows_kC)
     if opened:
         merge.merge(weights, opened, base_share)
-    export(weights, config, run / "tokenizer", gem, output, dtype, generation)
+    export(weights, config, run / "tokenizer", gem, output, dtype, generation, adapter)
     return folder
 
 
@@ -132,12 +147,15 @@ def export(
     output: Path,
     dtype: torch.dtype = torch.bfloat16,
     generation_config: Mapping[str, Any] | None = None,
+    adapter: adapter_files.Adapter | None = None,
 ) -> None:
     """Write ``output/model`` and, where stock readers can be exact, ``output/model-embed``.
 
+    An `adapter` is written into ``output/adapter`` as `peft` does.
+
     `weights` are named as in the Transformers model of `config`; a tied head's alias may be
-    absent. Where the number of summary tokens is not one, a text file in the place of
-    ``model-embed`` says why there is none. `output` appears complete or not at all. Raises
+    absent. With an adapter, or where the number of summary tokens is not one, a text file in the
+    place of ``model-embed`` says why there is none. `output` appears complete or not at all. Raises
     `InputError` if it exists and is not empty, or if weights, config and tokenizer do not belong
     together.
     """
@@ -154,7 +172,10 @@ def export(
     try:
         _write_model(temporary / "model", weights, config, vocab, gem, dtype, generation_config)
         shutil.copytree(tokenizer_folder, temporary / "model", dirs_exist_ok=True)
-        if len(gem.summary_tokens) == 1:
+        if adapter is not None:
+            adapter.write(temporary / adapter_files.FOLDER, gem.summary_tokens, dtype)
+            (temporary / EMBED_REFUSED).write_text(adapter_files.WHY_NO_EMBED)
+        elif len(gem.summary_tokens) == 1:
             _write_embed(temporary / "model", temporary / "model-embed", vocab, gem)
         else:
             (temporary / EMBED_REFUSED).write_text(_why_no_embed(gem))

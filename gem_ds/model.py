@@ -40,10 +40,17 @@ class Sums(NamedTuple):
     scale: Tensor  # no sum: the temperature's present value
 
 
-def hidden_states(lm: Any, stream: Batch | Reference) -> Tensor:
-    """(T, C) last hidden states of a language model at the tokens of a stream."""
+def hidden_states(lm: Any, stream: Batch | Reference, rows: "SummaryRows | None" = None) -> Tensor:
+    """(T, C) last hidden states of a language model at the tokens of a stream.
+
+    With `rows` these are the summary tokens' embeddings.
+    """
+    inputs = {"input_ids": stream.input_ids}
+    if rows is not None:
+        embedding = lm.get_input_embeddings()
+        inputs = {"inputs_embeds": rows(embedding, stream.input_ids, stream.plan.summary_index)}
     hidden_TC: Tensor = lm.base_model(
-        input_ids=stream.input_ids,
+        **inputs,
         position_ids=stream.position_ids,
         gem_plan=stream.plan,
         use_cache=False,
@@ -58,19 +65,37 @@ def logits(lm: Any, hidden_NC: Tensor) -> Tensor:
     return torch.tanh(logits_NV / softcap) * softcap if softcap else logits_NV
 
 
+class SummaryRows(nn.Embedding):
+    """The summary tokens' rows (k, C) of an input embedding that is itself frozen."""
+
+    def forward(self, embedding: Any, input_ids: Tensor, summary_Gk: Tensor) -> Tensor:  # type: ignore[override]
+        """(1, T, C) the embedding of `input_ids`, with these rows at the summary tokens."""
+        hidden_1TC: Tensor = embedding(input_ids)
+        rows_NC = self.weight.expand(len(summary_Gk), -1, -1).flatten(0, 1)
+        if hasattr(embedding, "embed_scale"):  # Gemma's
+            rows_NC = rows_NC * embedding.embed_scale.to(rows_NC.dtype)
+        return hidden_1TC.index_copy(1, summary_Gk.flatten(), rows_NC[None])
+
+
 class GemModel(nn.Module):
     """The language model `lm` and the contrastive loss's learnable temperature.
 
-    `base` is what `lm` is held to, if anything; its parameters are none of this module's.
+    `base` is what `lm` is held to, if anything; its parameters are none of this module's. Where the
+    language model is frozen, `summary_rows` take the place of its summary tokens' rows.
     """
 
     def __init__(
-        self, lm: Any, options: ContrastiveOptions | None = None, base: Base | None = None
+        self,
+        lm: Any,
+        options: ContrastiveOptions | None = None,
+        base: Base | None = None,
+        summary_rows: SummaryRows | None = None,
     ) -> None:
         super().__init__()
         self.lm = lm
         self.options = options or ContrastiveOptions()
         self.base = base
+        self.summary_rows = summary_rows
         start = torch.tensor([math.log(self.options.temperature)], dtype=lm.dtype)
         self.log_scale = nn.Parameter(start, requires_grad=self.options.learn_temperature)
 
@@ -104,7 +129,7 @@ class GemModel(nn.Module):
         that took different paths would wait for each other's parameters for ever, and a parameter
         without a gradient would keep the last one.
         """
-        hidden_TC = hidden_states(self.lm, batch)
+        hidden_TC = hidden_states(self.lm, batch, self.summary_rows)
         ntp = next_token_loss(
             self.logits(hidden_TC.index_select(0, batch.target_index)), batch.targets
         )
@@ -183,6 +208,15 @@ def add_rows(lm: Any, vocab_size: int, n_trained: int) -> None:
             if not bool((rows.norm(dim=1) > 0).all()):
                 raise InputError("the base model's embedding rows are all zero; it is damaged")
             weight_VC[n_trained:] = rows.to(weight_VC.dtype)
+
+
+def summary_rows(lm: Any, summary_tokens: Sequence[int]) -> SummaryRows:
+    """The summary tokens' rows as they are in the language model, to be trained beside it."""
+    weight = lm.get_input_embeddings().weight
+    rows = SummaryRows(len(summary_tokens), _size(weight)[1], device=weight.device, dtype=lm.dtype)
+    with gathered(weight), torch.no_grad():
+        rows.weight.copy_(weight[list(summary_tokens)])
+    return rows
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

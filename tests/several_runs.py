@@ -35,7 +35,8 @@ def one_step(config: TrainConfig, step: int, noise: float, path: Path) -> None:
     def record():
         if run.engine.is_gradient_accumulation_boundary():
             for name, parameter in run.engine.module.named_parameters():
-                grads[name] = safe_get_full_grad(parameter).clone()
+                if parameter.requires_grad:
+                    grads[name] = safe_get_full_grad(parameter).clone()
         take_step()
 
     run.engine.step = record

@@ -76,6 +76,13 @@ def test_files_that_cannot_be_read(tmp_path):
             {"model": None, "config": "c", "kl_to_base": 0.1},
             r"--kl-to-base 0.1 holds .* from scratch \(--config\) has none; .* start from --model",
         ),
+        (
+            {"kl_to_base": 0.5, "adapter": "summary"},
+            "--kl-to-base with --adapter summary holds nothing",
+        ),
+        ({"lora_rank": 0}, "--lora-rank 0 is out of range"),
+        ({"lora_alpha": 0.0}, "--lora-alpha 0.0 is out of range"),
+        ({"adapter": "summary", "model": None, "config": "c"}, "--adapter summary needs a trained"),
         ({"alpha": 1.5}, "--alpha 1.5 is out of range"),
         ({"temperature": 0.5}, "--temperature 0.5 is out of range"),
         ({"prefix_dropout": 1.0}, "--prefix-dropout 1.0 is out of range"),

@@ -15,12 +15,12 @@ FLOORS = {
           recipes config corpus bpe""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           reference data checkpoint""",
-    2: "model frozen merge export encode memories",
+    2: "adapter_files adapters model frozen merge export encode memories",
     3: "build engine evaluate",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.
-LIBRARIES = {"torch": 1, "deepspeed": 1, "safetensors": 1, "transformers": 2, "mteb": 3}
+LIBRARIES = {"torch": 1, "deepspeed": 1, "safetensors": 1, "transformers": 2, "peft": 2, "mteb": 3}
 # Registering a function with Transformers is all that `attention` wants of it.
 EXCEPTIONS = {"attention": {"transformers"}}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
