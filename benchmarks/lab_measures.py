@@ -27,7 +27,7 @@ from gem_ds.evaluate import (
     sts,
     untrained,
 )
-from gem_ds.export import read_gem_config
+from gem_ds.gem_config import read_gem_config
 
 FILES = STS, OPENSTAX, BOOKS = "stsb-en-dev.csv", "openstax-dev.jsonl.zst", "books-dev.jsonl.zst"
 MAX_TOKENS = 512

@@ -25,8 +25,8 @@ from gem_ds import adapter_files, attention, layout, tokenization
 from gem_ds.attention import Backend, Choice
 from gem_ds.contrastive import Aggregation, aggregate
 from gem_ds.errors import InputError
-from gem_ds.export import read_gem_config
 from gem_ds.files import replacing
+from gem_ds.gem_config import read_gem_config
 from gem_ds.layout import Bounds
 from gem_ds.segments import SummaryAttention
 from gem_ds.tokenization import Ids, Vocabulary

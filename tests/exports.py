@@ -13,7 +13,8 @@ from transformers import (
 )
 
 from gem_ds import tokenization
-from gem_ds.export import GemConfig, export
+from gem_ds.export import export
+from gem_ds.gem_config import GemConfig
 from gem_ds.segments import SummaryAttention
 
 SIZES: dict[str, Any] = {

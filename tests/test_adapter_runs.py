@@ -175,4 +175,4 @@ def test_what_adapters_cannot_do_is_refused(made):
     with pytest.raises(InputError, match="has no summary tokens, which --adapter summary is to"):
         build._check_objective(dataclasses.replace(config, alpha=0.0), none)
     with pytest.raises(InputError, match=r"ZeRO stage below 2.*--adapter summary freezes"):
-        build._build_engine(config, {"zero_optimization": {"stage": 1}}, manifest)
+        assemble.build_engine(config, {"zero_optimization": {"stage": 1}}, manifest)

@@ -16,7 +16,8 @@ from gem_ds import adapter_files, adapters, layout, model
 from gem_ds.attention import attach, choose, make_plan
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
-from gem_ds.export import export, read_gem_config
+from gem_ds.export import export
+from gem_ds.gem_config import read_gem_config
 from gem_ds.layout import END
 
 SUMMARY = 63  # the token of tiny models that stands for a summary

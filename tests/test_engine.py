@@ -28,7 +28,7 @@ from runs import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import build
+from gem_ds import assemble, build
 from gem_ds.checkpoint import find, found, load, load_weights, read_state
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
@@ -265,11 +265,11 @@ def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
         build._model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
     other = save_tokenizer(tmp_path / "other", vocab_size=350)
     with pytest.raises(InputError, match=r"another tokenizer than the one .* was made with"):
-        build._new_tokens(config_of(made, config=None, model=str(other)), manifest)
+        assemble.new_tokens(config_of(made, config=None, model=str(other)), manifest)
     known = config_of(made, config=None, model=str(bases["tied"]))
-    assert build._new_tokens(known, manifest) == manifest.summary_tokens
+    assert assemble.new_tokens(known, manifest) == manifest.summary_tokens
     already = config_of(made, config=None, model=str(made / "shards" / "tokenizer"))
-    assert build._new_tokens(already, manifest) == []
+    assert assemble.new_tokens(already, manifest) == []
     plain = dataclasses.replace(manifest, counts={"documents": {"plain": 9}})
     with pytest.raises(InputError, match=r"only plain documents.*--alpha 0"):
         build._check_objective(config_of(made), plain)

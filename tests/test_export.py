@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from gem_ds import export
 from gem_ds.checkpoint import load_weights
 from gem_ds.errors import InputError
+from gem_ds.gem_config import read_gem_config
 
 FAMILIES = ["llama", "llama-tied", "qwen3", "gemma3"]
 IDS = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -111,9 +112,9 @@ def test_model_tokenizer_is_the_bases(exported: Any, tokenizer_dir: Path) -> Non
 
 def test_gem_config_comes_back(exported: Any) -> None:
     _, folder = exported["llama"]
-    assert export.read_gem_config(folder / "model") == gem_config((400,), "isolated")
+    assert read_gem_config(folder / "model") == gem_config((400,), "isolated")
     with pytest.raises(InputError, match=r"model-embed has no gem_config\.json"):
-        export.read_gem_config(folder / "model-embed")
+        read_gem_config(folder / "model-embed")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_gem_config_comes_back(exported: Any) -> None:
 def test_a_damaged_gem_config_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "gem_config.json").write_text(text)
     with pytest.raises(InputError, match="damaged"):
-        export.read_gem_config(tmp_path)
+        read_gem_config(tmp_path)
 
 
 def _by_hand(model_folder: Path, texts: list[str]) -> np.ndarray:
@@ -228,7 +229,7 @@ def test_several_summary_tokens_have_no_stock_embedding_folder(
     _, folder = export_tiny(tokenizer_dir, tmp_path, k=3, attention=attention)
     assert sorted(path.name for path in folder.iterdir()) == ["model", "model-embed.txt"]
     assert "3 summary tokens" in (folder / "model-embed.txt").read_text()
-    assert export.read_gem_config(folder / "model").summary_tokens == (400, 401, 402)
+    assert read_gem_config(folder / "model").summary_tokens == (400, 401, 402)
 
 
 def test_without_summary_tokens_the_model_only_generates(
@@ -314,7 +315,7 @@ def test_a_real_run_is_exported_by_step(tokenizer_dir: Path, tmp_path: Path) -> 
         output = tmp_path / f"out-{step}"
         checkpoint = export.export_run(run, asked, output, torch.float32)
         exported[step] = AutoModelForCausalLM.from_pretrained(output / "model")
-        gem = export.read_gem_config(output / "model")
+        gem = read_gem_config(output / "model")
         assert (gem.summary_tokens, gem.step, gem.base) == ((400,), step, str(config))
         weights = load_weights(checkpoint)
         loaded = exported[step].state_dict()

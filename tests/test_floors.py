@@ -15,8 +15,8 @@ FLOORS = {
           recipes config corpus bpe""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           reference data checkpoint""",
-    2: "adapter_files adapters model frozen merge export encode memories",
-    3: "build engine evaluate",
+    2: "adapter_files adapters model frozen merge gem_config export encode memories",
+    3: "assemble build engine evaluate",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.

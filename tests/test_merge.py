@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaCo
 from gem_ds import merge, tokenization
 from gem_ds.checkpoint import find, load_weights
 from gem_ds.errors import InputError
-from gem_ds.export import export_run, read_gem_config
+from gem_ds.export import export_run
+from gem_ds.gem_config import read_gem_config
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 

@@ -1,0 +1,126 @@
+"""The engine of a run: its model, what holds it to a base, its optimizer, under DeepSpeed."""
+
+from typing import Any
+
+import deepspeed
+import torch
+from transformers.integrations import HfDeepSpeedConfig
+
+from gem_ds import adapters, model, tokenization
+from gem_ds.config import TrainConfig
+from gem_ds.contrastive import ContrastiveOptions
+from gem_ds.errors import InputError
+from gem_ds.frozen import FrozenBase, frozen_config
+from gem_ds.manifest import Manifest
+
+
+def dtype_of(ds_config: dict[str, Any]) -> torch.dtype:
+    """What the model computes in."""
+    return torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else torch.float32
+
+
+def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest) -> Any:
+    """The DeepSpeed engine around a `model.GemModel`."""
+    if ds_config.get("fp16", {}).get("enabled"):
+        raise InputError(f"{config.deepspeed} enables fp16; use bf16, or neither for fp32")
+    base = _build_base(config, ds_config, manifest) if config.kl_to_base else None
+    if config.adapter != "none" and ds_config.get("zero_optimization", {}).get("stage", 0) < 2:
+        raise InputError(
+            f"{config.deepspeed} has a ZeRO stage below 2, whose checkpoints leave out the weights "
+            f"that --adapter {config.adapter} freezes; use ds_configs/zero2.json or zero3.json"
+        )
+    partitioned = _partitioned(ds_config)
+    lm = model.load(
+        base=config.model or config.config or "",
+        from_scratch=config.config is not None,
+        vocab_size=manifest.vocab_size,
+        new_tokens=new_tokens(config, manifest),
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+        dtype=dtype_of(ds_config),
+    )
+    rows = _freeze(config, lm, manifest) if config.adapter != "none" else None
+    gem = model.GemModel(lm, _contrastive_options(config, lm, manifest), base, rows)
+    optimizer = torch.optim.AdamW(
+        model.parameter_groups(gem, config.weight_decay),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(model=gem, optimizer=optimizer, config=ds_config)
+    del partitioned
+    engine.train()
+    return engine
+
+
+def _contrastive_options(config: TrainConfig, lm: Any, manifest: Manifest) -> ContrastiveOptions:
+    width = lm.config.get_text_config().hidden_size
+    if config.aggregation == "concat":
+        width *= len(manifest.summary_tokens)
+    dimensions = config.dimensions()
+    if dimensions and dimensions[-1] >= width:
+        raise InputError(
+            f"--matryoshka {config.matryoshka}: an embedding has {width} dimensions, which are "
+            "always trained; give smaller ones"
+        )
+    return ContrastiveOptions(
+        temperature=config.temperature,
+        learn_temperature=config.learn_temperature,
+        scales=(config.least_temperature, config.most_temperature),
+        aggregation=config.aggregation,
+        negatives=config.negatives,
+        dimensions=dimensions,
+    )
+
+
+def _partitioned(ds_config: dict[str, Any]) -> HfDeepSpeedConfig | None:
+    """Transformers builds models partitioned under ZeRO-3 while the result lives."""
+    zero = ds_config.get("zero_optimization", {})
+    return HfDeepSpeedConfig(ds_config) if zero.get("stage") == 3 else None
+
+
+def _build_base(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest) -> FrozenBase:
+    """The base as it was before training, to be compared with."""
+    ds_config = frozen_config(ds_config)
+    partitioned = _partitioned(ds_config)
+    lm = model.load(
+        base=config.model or "",
+        from_scratch=False,
+        vocab_size=0,
+        new_tokens=(),
+        gradient_checkpointing=False,
+        seed=config.seed,
+        dtype=dtype_of(ds_config),
+    )
+    del partitioned
+    trained = min(new_tokens(config, manifest), default=lm.config.get_text_config().vocab_size)
+    return FrozenBase(lm, trained, ds_config)
+
+
+def _freeze(config: TrainConfig, lm: Any, manifest: Manifest) -> model.SummaryRows:
+    """Freeze the base and give it adapters; the summary tokens' rows, which are trained too."""
+    assert config.adapter != "none"
+    adapters.inject(
+        lm,
+        config.adapter,
+        config.lora_rank,
+        config.lora_alpha,
+        manifest.summary_tokens,
+        config.seed,
+    )
+    return model.summary_rows(lm, manifest.summary_tokens)
+
+
+def new_tokens(config: TrainConfig, manifest: Manifest) -> list[int]:
+    """The summary tokens that the base does not have yet; refuse a base with another tokenizer."""
+    if config.model is None:
+        return manifest.summary_tokens
+    base = tokenization.fingerprint(tokenization.load(config.model))
+    if base == manifest.tokenizer_sha256:
+        return []
+    if base != manifest.base_tokenizer_sha256:
+        raise InputError(
+            f"{config.model} has another tokenizer than the one {config.shards} was made with; "
+            f"shard again with --tokenizer {config.model}"
+        )
+    return manifest.summary_tokens
