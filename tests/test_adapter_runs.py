@@ -10,7 +10,7 @@ from helpers import save_tokenizer
 from runs import ROOT, fp32, llama_config, metrics, random_shards, several_runs
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import adapter_files, build
+from gem_ds import adapter_files, assemble, build
 from gem_ds.checkpoint import ROWS, find, load_weights, read_state
 from gem_ds.config import TrainConfig
 from gem_ds.encode import Encoder
