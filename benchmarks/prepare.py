@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from gem_ds import inputs, layout, packing, sources
+from gem_ds import inputs, layout, packing, sharding, sources
 from gem_ds.documents import Document
 from gem_ds.records import Skip
 from gem_ds.shards import Shards
@@ -216,8 +216,8 @@ class Bench:
             packer = packing.Packer(ROW, "0")
             rows, at = 0, 0
             while at < n:
-                sizes = np.cumsum(lengths[at : at + (1 << 15)])
-                end = at + int(np.searchsorted(sizes, 1 << 21)) + 1
+                sizes = np.cumsum(lengths[at : at + sharding.WINDOW_TEXTS])
+                end = at + int(np.searchsorted(sizes, sharding.WINDOW_TOKENS)) + 1
                 window = [
                     Document(np.zeros(m, dtype=np.int32), layout.plain(0, int(m)), "plain", 0)
                     for m in lengths[at:end]

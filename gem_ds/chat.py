@@ -22,7 +22,7 @@ from gem_ds.errors import InputError
 from gem_ds.records import Skip, encodable
 from gem_ds.tokenization import Ids, Vocabulary
 
-LONGEST = tokenization.CALL  # characters: a chat is encoded in one piece
+LONGEST = 1 << 20  # characters: a chat is encoded in one piece
 NOW = "strftime_now("
 TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 NO_ANSWER = "no assistant message after another"

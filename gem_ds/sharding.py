@@ -19,7 +19,7 @@ from gem_ds.records import Record, Skip
 from gem_ds.tally import Quarantine, Tally
 from gem_ds.texts import Text
 
-WINDOW_TOKENS = 1 << 21  # packed together, which bounds memory: 8 MiB
+WINDOW_TOKENS = 1 << 20  # packed together, which bounds memory: 4 MiB
 WINDOW_TEXTS = 1 << 15
 
 Progress = Callable[[int], None]
