@@ -17,6 +17,7 @@ from gem_ds.attention import attach
 from gem_ds.checkpoint import find, load_weights
 from gem_ds.data import BatchOptions, make_batch
 from gem_ds.layout import SUMMARY
+from gem_ds.positives import PositiveOptions
 from gem_ds.reference import kl_to_base
 
 CAPACITY = 3 * 64
@@ -47,7 +48,8 @@ def rows():
 
 
 def batch_of(rows, capacity=CAPACITY):
-    options = BatchOptions(reference_capacity=capacity, attention="dense")
+    positives = PositiveOptions(summary_tokens=(62, 63), bos_token_id=0)
+    options = BatchOptions(positives, reference_capacity=capacity, attention="dense")
     return make_batch(rows, range(len(rows)), options, True, True)
 
 
