@@ -3,7 +3,7 @@
 | recipe | |
 |---|---|
 | paper | arXiv 2506.04344 as it stands: dropout positives, alpha 0 for 100 steps, then 1 |
-| keep | all weights learn to embed, held to the base |
+| keep | all weights learn to embed, next-token prediction stays on: the flags' own defaults |
 | lossless | the base is frozen; adapters at summary positions learn to embed |
 """
 
@@ -23,7 +23,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "negatives": "views",
     },
     "keep": {},
-    "lossless": {},
+    "lossless": {"adapter": "summary"},
 }
 
 
