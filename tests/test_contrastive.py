@@ -18,7 +18,8 @@ def different(n, start=0):
 
 
 def embeddings(n, width=8):
-    return torch.randn(n, width), torch.randn(n, width)
+    generator = torch.Generator().manual_seed(n)
+    return torch.randn(n, width, generator=generator), torch.randn(n, width, generator=generator)
 
 
 def log_scale(scale=20.0):
