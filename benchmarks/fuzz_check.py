@@ -20,6 +20,8 @@ from gem_ds.records import place_of, record_id
 from gem_ds.shards import Shards
 
 Spelled = Mapping[int, bytes]  # what each token that is no control spells
+TRIED = 2_000  # dead ends of an order of pieces
+UNSETTLED: Counter[str] = Counter()
 
 
 class Found(NamedTuple):
@@ -189,10 +191,6 @@ def _written(case: Case, shards: Shards, spelled: Spelled) -> dict[tuple[int, in
             prefix, rest = (b"".join(spelled[i] for i in part) for part in texts)
             written[record, epoch].append(Written(prefix, rest, ends))
     return written
-
-
-TRIED = 2_000  # dead ends of an order of pieces
-UNSETTLED: Counter[str] = Counter()
 
 
 def _spell(pieces: list[bytes], text: bytes) -> bool:

@@ -2,8 +2,8 @@
 
 Row order is a seeded permutation of the row ids of each epoch (the shards may hold several, which
 follow one another); a step takes a constant number of rows whatever the number of ranks, so the
-state of the data is one number: the step. Micro-batch m
-of a step holds the same rows on one rank or on many; rank r takes its stride of them.
+state of the data is one number: the step. Micro-batch m of a step holds the same rows on one rank
+or on many; rank r takes its stride of them.
 
 A micro-batch is one flat stream: the documents of its rows, then the *view* documents that the
 contrastive loss compares them with, then padding, a plain document without targets. A view's
