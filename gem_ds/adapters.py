@@ -23,7 +23,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gem_ds.adapter_files import NAME, lora_config
 from gem_ds.errors import InputError
-from gem_ds.layout import END
 
 Mode = Literal["summary", "everywhere"]
 
@@ -50,7 +49,7 @@ class SummaryLora(LoraVariant):  # type: ignore[misc]
         plan = kwargs.get("gem_plan")
         if plan is not None:
             self.index = plan.summary_index.flatten()
-            self.length = int(plan.bounds_D4[-1, END])
+            self.length = plan.length
 
     def forward(
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any
@@ -65,6 +64,8 @@ class SummaryLora(LoraVariant):  # type: ignore[misc]
                 f"{tuple(x.shape)}, not on the stream of tokens, so adapters cannot be switched by "
                 "position there; choose --adapter none or another base"
             )
+        if not len(self.index) and not torch.is_grad_enabled():
+            return result
         x_NC = x[0].index_select(0, self.index)
         delta_ND = module.lora_B[active_adapter](module.lora_A[active_adapter](x_NC))
         delta_ND = delta_ND * module.scaling[active_adapter]

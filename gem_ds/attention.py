@@ -50,6 +50,7 @@ class Plan:
         self.backend = backend
         self.summary_attention = summary_attention
         self.device = torch.device(device)
+        self.length = int(bounds_D4[-1, END])
         self.longest = int((bounds_D4[:, END] - bounds_D4[:, START]).max())
         self._kernels: dict[int | None, Kernel] = {}
 
@@ -65,6 +66,21 @@ class Plan:
             kernel = _KERNELS[self.backend].of(self.bounds_D4, self.summary_attention, window)
             self._kernels[window] = kernel.to(self.device)
         return self._kernels[window]
+
+    def attend(
+        self,
+        layer: torch.nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        window: int | None,
+        scale: float,
+        cap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """(T, N, H), what a layer's attention gives for q (N, T, H) and k, v (G, T, H); see
+        `kernels.Kernel`."""
+        return self.within(window).attend(q, k, v, scale, cap, sinks)
 
     def to(self, device: torch.device) -> "Plan":
         """The same plan on another device, copied without waiting."""
@@ -184,17 +200,17 @@ def gem_attention(
     """The function Transformers calls in every layer. Returns (1, T, N, H) and no weights."""
     if gem_plan is None:
         raise ValueError("pass gem_plan=make_plan(layout) to the model's forward")
-    length = int(gem_plan.bounds_D4[-1, END])
+    length = gem_plan.length
     if query.shape[0] != 1 or query.shape[2] != length or key.shape[2] != length:
         raise ValueError(
             f"{type(module).__name__}: the plan is for one flat stream of {length} tokens, got "
             f"query {tuple(query.shape)} and key {tuple(key.shape)}"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    kernel = gem_plan.within(sliding_window)
     # Views whose backward passes are views too; that of [0] fills a stream with zeros.
     q, k, v = (x.squeeze(0) for x in (query, key, value))
-    return kernel.attend(q, k, v, scale, softcap, s_aux).unsqueeze(0), None
+    out_TNH = gem_plan.attend(module, q, k, v, sliding_window, scale, softcap, s_aux)
+    return out_TNH.unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, gem_attention)

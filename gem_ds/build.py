@@ -20,8 +20,9 @@ from transformers import AutoConfig
 
 from gem_ds import attention, checkpoint, dist
 from gem_ds.assemble import build_engine, dtype_of
+from gem_ds.batches import BatchOptions
 from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
-from gem_ds.data import BatchOptions, Loader
+from gem_ds.data import Loader
 from gem_ds.documents import CONTINUATION, PAIR, PLAIN
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
@@ -90,6 +91,7 @@ def open_run(config: TrainConfig) -> Run:
         reference_capacity=config.rows_per_micro_batch * manifest.row_length
         if config.kl_to_base
         else 0,
+        frozen_text=config.adapter == "summary",
     )
     loader = Loader(
         shards,

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from gem_ds import checkpoint, dist
+from gem_ds.batches import Batch
 from gem_ds.build import Run, open_run
 from gem_ds.config import TrainConfig
-from gem_ds.data import Batch
 from gem_ds.errors import InputError
 from gem_ds.metrics import Metrics, memory_gib
 from gem_ds.objectives import step_loss

@@ -96,6 +96,22 @@ def is_summary(bounds_D4: Bounds) -> npt.NDArray[np.bool_]:
     return (t >= of_T4[:, SUMMARY]) & (t < of_T4[:, SUFFIX])
 
 
+def after_text(bounds_D4: Bounds) -> npt.NDArray[np.bool_]:
+    """(T,) True at summary tokens and in suffixes: at all that is computed from a summary."""
+    of_T4 = bounds_D4[document_of(bounds_D4)]
+    after_T: npt.NDArray[np.bool_] = np.arange(len(of_T4)) >= of_T4[:, SUMMARY]
+    return after_T
+
+
+def prefixes(bounds_D4: Bounds) -> tuple[Index, Bounds]:
+    """The texts before the summary tokens, plain documents whole: (N,) their tokens in the stream,
+    and the boundaries of plain documents in a stream of those alone."""
+    lengths_D = (bounds_D4[:, SUMMARY] - bounds_D4[:, START]).astype(np.int64)
+    ends_D = np.cumsum(lengths_D)
+    alone = np.stack([ends_D - lengths_D, ends_D, ends_D, ends_D], 1).astype(np.int32)
+    return np.flatnonzero(~after_text(bounds_D4)), alone
+
+
 def targets(input_ids_T: npt.NDArray[np.int32], bounds_D4: Bounds) -> Index:
     """(T,) the token each position is to predict, `NO_TARGET` where there is none.
 

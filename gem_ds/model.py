@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from gem_ds import attention
+from gem_ds.batches import Batch
 from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
-from gem_ds.data import Batch
 from gem_ds.errors import InputError
 from gem_ds.objectives import next_token_loss
+from gem_ds.prefill import FirstPass, SecondPass
 from gem_ds.reference import Base, Reference, kl_to_base
 
 VOCABULARY_MULTIPLE = 64  # rows of the embedding, for the matrix units
@@ -43,18 +44,32 @@ class Sums(NamedTuple):
 def hidden_states(lm: Any, stream: Batch | Reference, rows: "SummaryRows | None" = None) -> Tensor:
     """(T, C) last hidden states of a language model at the tokens of a stream.
 
-    With `rows` these are the summary tokens' embeddings.
+    With `rows` these are the summary tokens' embeddings. In a stream of two passes the states of
+    the first are not given back: zeros stand for them.
     """
-    inputs = {"input_ids": stream.input_ids}
-    if rows is not None:
-        embedding = lm.get_input_embeddings()
-        inputs = {"inputs_embeds": rows(embedding, stream.input_ids, stream.plan.summary_index)}
-    hidden_TC: Tensor = lm.base_model(
-        **inputs,
-        position_ids=stream.position_ids,
-        gem_plan=stream.plan,
-        use_cache=False,
-    ).last_hidden_state[0]
+    plan = stream.plan
+    split = stream.split if isinstance(stream, Batch) else None
+    if split is None or rows is None:
+        inputs = {"input_ids": stream.input_ids}
+        if rows is not None:
+            embedding = lm.get_input_embeddings()
+            inputs = {"inputs_embeds": rows(embedding, stream.input_ids, plan.summary_index)}
+        return _last_states(lm, stream.position_ids, plan, **inputs)
+    with torch.no_grad():
+        first = FirstPass(split, plan)
+        places = stream.position_ids[:, split.first]
+        _last_states(lm, places, first, input_ids=stream.input_ids[:, split.first])
+    embedded = rows(lm.get_input_embeddings(), stream.input_ids[:, split.rest], split.rest_summary)
+    second = SecondPass(split, plan, first.kept)
+    places = stream.position_ids[:, split.rest]
+    rest_RC = _last_states(lm, places, second, inputs_embeds=embedded)
+    whole_TC = rest_RC.new_zeros(plan.length, rest_RC.shape[1])
+    return whole_TC.index_copy(0, split.rest, rest_RC)
+
+
+def _last_states(lm: Any, position_ids: Tensor, plan: Any, **inputs: Tensor) -> Tensor:
+    output = lm.base_model(**inputs, position_ids=position_ids, gem_plan=plan, use_cache=False)
+    hidden_TC: Tensor = output.last_hidden_state.squeeze(0)
     return hidden_TC
 
 

@@ -98,6 +98,13 @@ def fingerprint(text: Tokens) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
+def own_view(row: Row, document: int) -> View:
+    """A document up to its summary tokens, as a text of its own."""
+    start, summary, suffix, _ = row.bounds[document].tolist()
+    ids = row.input_ids[start:suffix]
+    return View(ids, np.arange(len(ids)), summary - start)
+
+
 def dropout_view(ids: Tokens, k: int, options: PositiveOptions, rng: np.random.Generator) -> View:
     """``prefix | summary`` with tokens of the prefix dropped at random (paper, Section 3).
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gem_ds import layout
 from gem_ds.attention import Backend, Plan, make_plan
 from gem_ds.kernels import move
-from gem_ds.layout import PAD_MULTIPLE, START, SUMMARY, Bounds, plain
+from gem_ds.layout import PAD_MULTIPLE, Bounds, plain
 from gem_ds.objectives import kl_divergence
-from gem_ds.segments import runs
 
 CHUNK = 1024  # tokens whose logits are there at once
 
@@ -50,18 +50,17 @@ def make_reference(
     `capacity` is the most tokens that any micro-batch of the run can hold: every rank computes as
     many chunks as that takes, since each is a collective under ZeRO-3.
     """
-    firsts_D = bounds_D4[:, START].astype(np.int64)
-    lengths_D = bounds_D4[:, SUMMARY] - firsts_D
-    index_N = runs(firsts_D, lengths_D)
-    assert len(index_N) <= capacity, (len(index_N), capacity)
-    n_padding = -len(index_N) % PAD_MULTIPLE
-    lengths = np.append(lengths_D, n_padding) if n_padding else lengths_D
-    ends = np.cumsum(lengths)
-    bounds = np.array([plain(*b) for b in zip(ends - lengths, ends, strict=True)], dtype=np.int32)
+    index_N, bounds = layout.prefixes(bounds_D4)
+    n = len(index_N)
+    assert n <= capacity, (n, capacity)
+    n_padding = -n % PAD_MULTIPLE
+    if n_padding:
+        padding = np.array([plain(n, n + n_padding)], dtype=np.int32)
+        bounds = np.concatenate([bounds, padding])
     input_ids_S = np.append(input_ids_T[index_N], np.zeros(n_padding, dtype=np.int32))
     return Reference(
         input_ids=torch.from_numpy(input_ids_S.astype(np.int64))[None],
-        position_ids=torch.from_numpy(runs(np.zeros_like(lengths), lengths))[None],
+        position_ids=torch.from_numpy(layout.positions(bounds))[None],
         plan=make_plan(bounds, backend),
         index=torch.from_numpy(index_N),
         n_chunks=-(-capacity // CHUNK),

@@ -7,7 +7,8 @@ from runs import random_shards
 
 from gem_ds import layout
 from gem_ds.attention import gem_attention
-from gem_ds.data import BatchOptions, Loader, make_batch
+from gem_ds.batches import BatchOptions, make_batch
+from gem_ds.data import Loader
 from gem_ds.positives import PositiveOptions
 from gem_ds.shards import Shards
 

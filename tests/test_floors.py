@@ -14,7 +14,7 @@ FLOORS = {
           local finish prepare_config cluster prepare verification inspection segments positives
           recipes config corpus bpe""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
-          reference data checkpoint""",
+          reference prefill batches data checkpoint""",
     2: "adapter_files adapters model frozen merge gem_config export encode memories",
     3: "assemble build engine evaluate",
 }

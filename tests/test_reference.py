@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from gem_ds import layout, model, reference
 from gem_ds.attention import attach
+from gem_ds.batches import BatchOptions, make_batch
 from gem_ds.checkpoint import find, load_weights
-from gem_ds.data import BatchOptions, make_batch
 from gem_ds.layout import SUMMARY
 from gem_ds.positives import PositiveOptions
 from gem_ds.reference import kl_to_base
