@@ -43,7 +43,7 @@ def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manif
     gem = model.GemModel(lm, _contrastive_options(config, lm, manifest), base, rows)
     optimizer = torch.optim.AdamW(
         model.parameter_groups(gem, config.weight_decay),
-        lr=config.learning_rate,
+        lr=0.0,  # each step sets its own
         betas=(config.beta1, config.beta2),
         fused=True,
     )

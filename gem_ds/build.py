@@ -61,12 +61,9 @@ def open_run(config: TrainConfig) -> Run:
     shards = Shards(config.shards)
     manifest = shards.manifest
     _check_objective(config, manifest)
-    base_config = _model_config(config, manifest)
+    hidden_size = _model_config(config, manifest).get_text_config().hidden_size
     ds_config = resolve_deepspeed(
-        read_json(config.deepspeed),
-        config,
-        dist.world_size(),
-        base_config.get_text_config().hidden_size,
+        read_json(config.deepspeed), config, dist.world_size(), hidden_size
     )
     done = _open_folder(config)
     engine = build_engine(config, ds_config, manifest)
@@ -78,7 +75,7 @@ def open_run(config: TrainConfig) -> Run:
         print(f"attention: {backend} on the {device.type}, {config.summary_attention} summaries")
     options = BatchOptions(
         positives=PositiveOptions(
-            kinds=config.positive_kinds(),
+            kinds=config.positive_kinds(manifest.documents),
             prefix_dropout=config.prefix_dropout,
             crop_tokens=config.crop_lengths(),
             crop_every=config.crop_every,
@@ -102,11 +99,12 @@ def open_run(config: TrainConfig) -> Run:
         dist.world_size(),
         config.seed,
     )
+    ntp_rate, contrastive_rate = config.rates(hidden_size)
     schedule = Schedule(
         steps=config.steps,
         warmup=config.warmup_steps,
-        ntp_rate=config.learning_rate,
-        contrastive_rate=config.contrastive_learning_rate,
+        ntp_rate=ntp_rate,
+        contrastive_rate=contrastive_rate,
         final_rate=config.final_rate,
         alpha=config.alpha,
         alpha_start=config.alpha_start,
@@ -157,14 +155,14 @@ def _check_objective(config: TrainConfig, manifest: Manifest) -> None:
         )
     if not config.alpha or config.alpha_start >= config.steps:
         return
-    documents = {kind for kind, n in manifest.counts["documents"].items() if n}
+    documents = manifest.documents
     if not manifest.summary_tokens:
         raise InputError(
             f"{config.shards} was made without summary tokens, so there is nothing to embed with; "
             "train it with --alpha 0, or shard with --summary-tokens 1"
         )
     needed = {"dropout": documents - {PLAIN}, "crops": documents}
-    for kind in config.positive_kinds():
+    for kind in config.positive_kinds(documents):
         if not needed.get(kind, documents & {kind}):
             share = PAIR if kind == PAIR else CONTINUATION
             raise InputError(

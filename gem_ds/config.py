@@ -8,13 +8,21 @@ objects.
 import copy
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from gem_ds.documents import PAIR
 from gem_ds.errors import InputError
 from gem_ds.positives import Kind
 from gem_ds.recipes import DEFAULT
+
+
+AUTO = "auto"
+# Rates times the hidden size. 2e-3 and 3e-4 were found at a width of 320 (docs/log.md); at 4096 they
+# are 1.6e-4 and 2.4e-5.
+ADAPTER_RATE, FULL_RATE = 0.64, 0.1
 
 
 def _flag(help: str, default: Any = ...) -> Any:
@@ -39,8 +47,15 @@ class TrainConfig:
     rows_per_micro_batch: int = _flag("packed rows a rank computes at once", 1)
     seed: int = _flag("of row order, views and new weights", 0)
 
-    learning_rate: float = _flag("peak rate of next-token prediction (alpha = 0)", 1e-4)
-    contrastive_learning_rate: float = _flag("peak rate of the contrastive loss (alpha = 1)", 1e-5)
+    learning_rate: float | None = _flag(
+        "peak rate of next-token prediction (alpha = 0); default: by the model's width C, 0.64 / C "
+        "of adapters and 0.1 / C of all weights",
+        None,
+    )
+    contrastive_learning_rate: float | None = _flag(
+        "peak rate of the contrastive loss (alpha = 1); default: that of next-token prediction",
+        None,
+    )
     warmup_steps: int = _flag("linear warm-up", 20)
     final_rate: float = _flag("share of the rate that the cosine decays to", 0.1)
     weight_decay: float = _flag("AdamW, on matrices only", 0.0)
@@ -55,8 +70,9 @@ class TrainConfig:
 
     positives: str = _flag(
         "what embeddings are to agree with, one or several of dropout, continuation, pair, crops: "
-        "the same prefix with tokens dropped; its suffix; its answer; two spans of any text",
-        "dropout",
+        "the same prefix with tokens dropped; its suffix; its answer; two spans of any text; auto "
+        "is crops, and pair where the shards have pairs",
+        AUTO,
     )
     prefix_dropout: float = _flag("share of prefix tokens dropped (positives dropout)", 0.2)
     crop_tokens: str = _flag("least and most tokens of a span (positives crops)", "16-64")
@@ -143,8 +159,9 @@ class TrainConfig:
             "warmup_steps": self.warmup_steps >= 0,
             "alpha_start": self.alpha_start >= 0,
             "alpha_ramp": self.alpha_ramp >= 0,
-            "learning_rate": self.learning_rate > 0,
-            "contrastive_learning_rate": self.contrastive_learning_rate > 0,
+            "learning_rate": self.learning_rate is None or self.learning_rate > 0,
+            "contrastive_learning_rate": self.contrastive_learning_rate is None
+            or self.contrastive_learning_rate > 0,
             "max_grad_norm": self.max_grad_norm > 0,
             "timeout_minutes": self.timeout_minutes > 0,
         }
@@ -164,12 +181,24 @@ class TrainConfig:
         self.crop_lengths()
         self.dimensions()
 
-    def positive_kinds(self) -> tuple[Kind, ...]:
-        """The positives, in the order of `positives.Kind`."""
+    def rates(self, hidden_size: int) -> tuple[float, float]:
+        """Peak learning rates of next-token prediction and of the contrastive loss.
+
+        What is not given falls with the width, as a tuned rate does (muP, arXiv 2203.03466).
+        """
+        adapted = self.adapter != "none"
+        ntp = self.learning_rate or (ADAPTER_RATE if adapted else FULL_RATE) / hidden_size
+        return ntp, self.contrastive_learning_rate or ntp
+
+    def positive_kinds(self, documents: Collection[str] = ()) -> tuple[Kind, ...]:
+        """The positives, in the order of `positives.Kind`, for shards with these documents."""
+        if self.positives == AUTO:
+            return ("pair", "crops") if PAIR in documents else ("crops",)
         asked = [kind.strip() for kind in self.positives.split(",")]
         if set(asked) - set(get_args(Kind)) or len(set(asked)) < len(asked):
             raise InputError(
-                f"--positives {self.positives}: give one or several of {', '.join(get_args(Kind))}"
+                f"--positives {self.positives}: give {AUTO}, or one or several of "
+                f"{', '.join(get_args(Kind))}"
             )
         return tuple(kind for kind in get_args(Kind) if kind in asked)
 

@@ -66,6 +66,11 @@ class Manifest:
         return [sum(f["n_rows"] for f in files if f["epoch"] == e) for e in range(self.epochs)]
 
     @property
+    def documents(self) -> set[str]:
+        """The kinds of which there are documents."""
+        return {kind for kind, n in self.counts["documents"].items() if n}
+
+    @property
     def digest(self) -> str:
         """sha256 of the content: two folders with the same digest hold the same rows."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

@@ -3,7 +3,7 @@
 | recipe | |
 |---|---|
 | paper | arXiv 2506.04344 as it stands: dropout positives, alpha 0 for 100 steps, then 1 |
-| keep | all weights learn to embed, next-token prediction stays on: the flags' own defaults |
+| keep | all weights learn to embed; next-token prediction and the KL to the base stay on |
 | lossless | the base is frozen; adapters at summary positions learn to embed |
 """
 
@@ -11,7 +11,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-DEFAULT = "keep"
+DEFAULT = "lossless"
+FROM_SCRATCH = "keep"  # without a base there is nothing to freeze
+_EMBED: dict[str, Any] = {"positives": "auto", "negatives": "all", "alpha_start": 0}
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "learning_rate": 1e-4,
@@ -22,14 +24,22 @@ RECIPES: dict[str, dict[str, Any]] = {
         "positives": "dropout",
         "negatives": "views",
     },
-    "keep": {},
-    "lossless": {"adapter": "summary"},
+    "keep": {**_EMBED, "alpha": 0.5, "kl_to_base": 2.0},
+    "lossless": {**_EMBED, "alpha": 1.0, "adapter": "summary", "lora_rank": 32},
 }
 
 
-def named(arguments: Sequence[str]) -> str:
-    """The recipe that a command line names, before its other flags are parsed."""
+def defaults(arguments: Sequence[str]) -> dict[str, Any]:
+    """The defaults of a command line, before its other flags are parsed.
+
+    They are those of the recipe that it names. A model from scratch (``--config``) has no base to
+    be held to.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT)
-    recipe: str = parser.parse_known_args(arguments)[0].recipe
-    return recipe
+    parser.add_argument("--recipe", choices=RECIPES)
+    parser.add_argument("--config")
+    found = parser.parse_known_args(arguments)[0]
+    recipe = found.recipe or (FROM_SCRATCH if found.config else DEFAULT)
+    without = {"kl_to_base"} if found.config else set()
+    flags = {flag: value for flag, value in RECIPES[recipe].items() if flag not in without}
+    return {"recipe": recipe, **flags}

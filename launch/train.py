@@ -22,10 +22,10 @@ def main() -> None:
 
     from gem_ds.config import TrainConfig
     from gem_ds.engine import train
-    from gem_ds.recipes import RECIPES, named
+    from gem_ds.recipes import defaults
 
     parser = HfArgumentParser(TrainConfig)
-    parser.set_defaults(**RECIPES[named(sys.argv[1:])])
+    parser.set_defaults(**defaults(sys.argv[1:]))
     (config,) = parser.parse_args_into_dataclasses()
     train(config)
 

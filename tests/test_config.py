@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 
 from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
 from gem_ds.errors import InputError
-from gem_ds.recipes import DEFAULT, RECIPES, named
+from gem_ds.recipes import DEFAULT, RECIPES, defaults
 
 
 def config(**flags):
@@ -103,8 +103,8 @@ def test_good_flags_pass():
     ("flags", "message"),
     [
         ({"positives": "dropout,cropped"}, "one or several of dropout, continuation, pair, crops"),
-        ({"positives": "crops,crops"}, "--positives crops,crops: give one or several"),
-        ({"positives": ""}, "--positives : give one or several"),
+        ({"positives": "crops,crops"}, "--positives crops,crops: give auto, or one or several"),
+        ({"positives": ""}, "--positives : give auto, or one or several"),
         ({"crop_tokens": "64-16"}, "--crop-tokens 64-16: give the least and most tokens"),
         ({"crop_tokens": "0-16"}, "--crop-tokens 0-16"),
         ({"crop_tokens": "16"}, "--crop-tokens 16"),
@@ -143,8 +143,35 @@ def test_a_recipe_sets_defaults_and_flags_win():
     flat = " ".join(shown.split())
     assert "(the paper's: 1) (default: 1.0)" in flat
     parser = HfArgumentParser(TrainConfig)
-    parser.set_defaults(**RECIPES[named(command)])
+    parser.set_defaults(**defaults(command))
     needed = ["--shards", "s", "--output", "o", "--deepspeed", "d", "--recipe", "paper"]
     (found,) = parser.parse_args_into_dataclasses([*needed, "--alpha", "0.25"])
     assert (found.alpha, found.contrastive_learning_rate) == (0.25, 1e-5)
-    assert named([]) == DEFAULT
+    assert defaults([]) == {"recipe": DEFAULT, **RECIPES[DEFAULT]}
+
+
+def test_a_model_from_scratch_is_held_to_no_base():
+    command = ["--config", "c", "--shards", "s", "--output", "o", "--deepspeed", "d"]
+    for recipe in ([], ["--recipe", "keep"]):
+        parser = HfArgumentParser(TrainConfig)
+        parser.set_defaults(**defaults([*command, *recipe]))
+        (found,) = parser.parse_args_into_dataclasses([*command, *recipe])
+        found.check(1)
+        assert (found.recipe, found.adapter, found.kl_to_base) == ("keep", "none", 0.0)
+    with_base = defaults(["--model", "m", "--recipe", "keep"])
+    assert with_base["kl_to_base"] > 0
+
+
+def test_rates_that_are_not_given_fall_with_the_width():
+    narrow, wide = (config(adapter="summary").rates(width) for width in (320, 4096))
+    assert narrow == (2e-3, 2e-3)
+    assert wide == pytest.approx((1.5625e-4, 1.5625e-4))
+    assert config().rates(4096) == pytest.approx((2.44e-5, 2.44e-5), rel=1e-2)
+    assert config(learning_rate=1e-4).rates(320) == (1e-4, 1e-4)
+    assert config(learning_rate=1e-4, contrastive_learning_rate=1e-5).rates(320) == (1e-4, 1e-5)
+
+
+def test_positives_are_what_the_documents_offer():
+    assert config(positives="auto").positive_kinds({"plain", "pair"}) == ("pair", "crops")
+    assert config(positives="auto").positive_kinds({"plain", "continuation"}) == ("crops",)
+    assert config(positives="dropout").positive_kinds({"pair"}) == ("dropout",)

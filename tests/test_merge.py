@@ -122,7 +122,8 @@ def run(tokenizer_dir, tmp_path_factory):
     random_shards(folder / "shards", tokenizer_dir, n_rows=4)
     base = random_base(folder / "base", llama_config(folder / "config"), tokenizer_dir)
     flags = {"model": base, "shards": folder / "shards", "output": folder / "run", "steps": 2}
-    flags |= {"rows-per-step": 2, "alpha-start": 1, "warmup-steps": 0, "learning-rate": 0.01}
+    flags |= {"rows-per-step": 2, "warmup-steps": 0, "learning-rate": 0.01}
+    flags |= {"recipe": "keep", "kl-to-base": 0}
     train(*(part for name, value in flags.items() for part in (f"--{name}", value)))
     base.rename(folder / "moved")
     return folder
