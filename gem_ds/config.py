@@ -18,10 +18,9 @@ from gem_ds.errors import InputError
 from gem_ds.positives import Kind
 from gem_ds.recipes import DEFAULT
 
-
 AUTO = "auto"
-# Rates times the hidden size. 2e-3 and 3e-4 were found at a width of 320 (docs/log.md); at 4096 they
-# are 1.6e-4 and 2.4e-5.
+# Rates times the hidden size: 2e-3 and 3e-4 were found at a width of 320 (docs/log.md); at 4096
+# they are 1.6e-4 and 2.4e-5.
 ADAPTER_RATE, FULL_RATE = 0.64, 0.1
 
 
