@@ -78,6 +78,7 @@ class Lab:
                 "figures": lab_measures.trained(made, self.dev),
                 "training_seconds": sum(step["speed/step_seconds"] for step in steps),
                 "training_tokens": sum(step["data/tokens"] for step in steps),
+                "training_gib": max(step["memory/gib"] for step in steps),
             }
 
         return self._result(_name(run, seed), export, measure)

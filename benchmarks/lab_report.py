@@ -32,6 +32,7 @@ def text(
             run.name,
             *_cells([result["figures"] for result in results[run.name]], language),
             _spread([result["training_seconds"] for result in results[run.name]], 0),
+            f"{statistics.mean(result['training_gib'] for result in results[run.name]):.1f}",
             str(len(results[run.name])),
         ]
         for run in shown
@@ -67,10 +68,10 @@ token whose row is the mean of the embedding's. {base["hardware"]}, {base["date"
 
 ## Trained
 
-{table(["run", *HEADER, "seconds", "seeds"], trained)}
+{table(["run", *HEADER, "seconds", "GiB", "seeds"], trained)}
 
-Seconds are those of the training steps. All runs: `data_prep/shard.py {runs.shard}`,
-`launch/train.py {runs.train}`, and beside these
+Seconds are those of the training steps, GiB the most memory of a process that trains. All runs:
+`data_prep/shard.py {runs.shard}`, `launch/train.py {runs.train}`, and beside these
 
 {table(["run", "shard.py", "train.py", "export.py", "processes", "note", "on"], made)}
 """

@@ -7,10 +7,11 @@ those that all runs share, and how often it is done with other seeds.
 from dataclasses import dataclass
 
 SHARD = "--row-length 512"
-# 302 steps are once over the 9,672 rows of openstax; the rates are the paper's by default.
+# 302 steps are once over the 9,672 rows of openstax. All rows of a step are one micro-batch, so
+# that all its pairs are negatives of each other.
 TRAIN = (
-    "--steps 302 --rows-per-step 32 --rows-per-micro-batch 4 --gradient-checkpointing false "
-    "--alpha-start 100 --save-every 100 --keep-last 1"
+    "--steps 302 --rows-per-step 32 --rows-per-micro-batch 32 --gradient-checkpointing false "
+    "--save-every 100 --keep-last 1"
 )
 
 
@@ -36,29 +37,55 @@ class Table:
     train: str = TRAIN
 
 
-ALL_CUT = "--kinds continuation=1"
+# A section of a textbook and its title are a pair.
+PAIRS = "--kinds plain=0.2,pair=0.8 --context-field text --answer-field title"
+SHORT = "--steps 100 --alpha-start 33"  # a third of the paper's run
+PAPER = "--recipe paper"
 
 TABLE = Table(
     [
-        # Table 2: what the contrastive loss adds, and what the paper's alpha of 1 costs.
-        Run("paper", train="--alpha 1", seeds=3, note="the paper's recipe"),
-        Run("ntp only", train="--alpha 0", note="mixed next-token prediction alone"),
-        Run("dropout", train="--alpha 0.5", note="next-token prediction kept on"),
-        Run("continuation", train="--alpha 0.5 --positives continuation"),
-        Run("continuation, alpha 1", train="--alpha 1 --positives continuation"),
-        # At the paper's rate the contrastive loss hardly moves so small a model.
+        Run("lossless", PAIRS, seeds=3, note="the default recipe"),
+        Run("paper", "--summary-tokens 1", PAPER, seeds=3, note="the paper's recipe"),
+        Run("keep", PAIRS, "--recipe keep"),
+        Run("keep, merged", PAIRS, "--recipe keep", "--merge-base 0.3"),
+        # The paper's rates hardly move so small a model.
         Run(
-            "continuation, rate 3e-4",
-            train="--alpha 0.5 --positives continuation --learning-rate 3e-4 "
-            "--contrastive-learning-rate 3e-4",
+            "paper, rate 3e-4",
+            "--summary-tokens 1",
+            f"{PAPER} --learning-rate 3e-4 --contrastive-learning-rate 3e-4",
         ),
+        # What the default is made of.
+        Run("lossless, k = 1", f"{PAIRS} --summary-tokens 1"),
+        Run("lossless, k = 4", f"{PAIRS} --summary-tokens 4"),
+        Run("lossless, k = 16", f"{PAIRS} --summary-tokens 16"),
+        Run("lossless, crops", train="--positives crops"),
+        Run("lossless, continuation", "--kinds continuation=1", "--positives continuation"),
+        Run("lossless, dropout", "--kinds continuation=1", "--positives dropout"),
+        Run(
+            "lossless, alpha 0.5",
+            "--kinds pair=0.7,continuation=0.3 --context-field text --answer-field title",
+            "--alpha 0.5",
+            note="suffixes are learned from the summary too",
+        ),
+        # Table 2 of the paper: what each loss adds.
+        Run("ntp only", "--summary-tokens 1", f"{PAPER} {SHORT} --alpha 0"),
+        Run("ntp and contrastive", "--summary-tokens 1", f"{PAPER} {SHORT}"),
+        Run("alpha 0.5", "--summary-tokens 1", f"{PAPER} {SHORT} --alpha 0.5"),
         # Table 3: the share p of plain rows.
-        Run("p = 0", ALL_CUT, "--alpha 0", note="no plain texts"),
-        Run("p = 0.4", "--kinds plain=0.4,continuation=0.6", "--alpha 0"),
+        Run("p = 0", "--summary-tokens 1 --kinds continuation=1", f"{PAPER} {SHORT} --alpha 0"),
+        Run(
+            "p = 0.4",
+            "--summary-tokens 1 --kinds plain=0.4,continuation=0.6",
+            f"{PAPER} {SHORT} --alpha 0",
+        ),
         # Table 4: the number k of summary tokens.
-        Run("k = 2", "--summary-tokens 2", "--alpha 1"),
-        Run("k = 5", "--summary-tokens 5", "--alpha 1"),
+        Run("k = 2", "--summary-tokens 2", f"{PAPER} {SHORT}"),
+        Run("k = 5", "--summary-tokens 5", f"{PAPER} {SHORT}"),
         # What Appendix B needs to give texts back.
-        Run("reconstruction", "--kinds plain=0.5,reconstruction=0.5", "--alpha 0"),
+        Run(
+            "reconstruction",
+            "--kinds plain=0.5,reconstruction=0.5",
+            f"{PAPER} {SHORT} --alpha 0 --learning-rate 1e-3",
+        ),
     ]
 )

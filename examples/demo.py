@@ -42,13 +42,13 @@ PAIRS = "--kinds plain=0.1,pair=0.9 --context-field title --answer-field rest --
 GEM = (
     "--steps 200 --rows-per-step 24 --rows-per-micro-batch 12 --warmup-steps 10 --final-rate 0 "
     "--learning-rate 1e-3 --contrastive-learning-rate 1e-3 --alpha 0.5 --alpha-start 0 "
-    "--positives pair --gradient-checkpointing false"
+    "--recipe keep --kl-to-base 0 --positives pair --gradient-checkpointing false"
 )
 OWN_CUTS = "--kinds plain=0.5,continuation=0.5 --row-length 512"
 OWN_GEM = (
     "--steps 60 --rows-per-step 16 --rows-per-micro-batch 4 --warmup-steps 10 "
     "--learning-rate 2e-4 --contrastive-learning-rate 2e-4 --alpha 0.5 --alpha-start 0 "
-    "--positives continuation"
+    "--recipe keep --kl-to-base 0 --positives continuation"
 )
 
 

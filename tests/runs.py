@@ -20,7 +20,7 @@ from gem_ds.shards import Row
 ROOT = Path(__file__).parent.parent
 
 
-def random_row(rng, length, k, summary_tokens, n_vocab=400, gem_share=0.5):
+def random_row(rng, length, k, summary_tokens, n_vocab=400, gem_share=0.5, kind=CONTINUATION):
     """A full row of documents of very unequal lengths."""
     bounds, at = [], 0
     while at < length:
@@ -36,12 +36,20 @@ def random_row(rng, length, k, summary_tokens, n_vocab=400, gem_share=0.5):
     ids[bounds[:, layout.START]] = 0
     for row in layout.summary_index(bounds):
         ids[row] = summary_tokens
-    kinds = np.where(layout.is_gem(bounds), KINDS.index(CONTINUATION), KINDS.index(PLAIN))
+    kinds = np.where(layout.is_gem(bounds), KINDS.index(kind), KINDS.index(PLAIN))
     return Row(ids, bounds, np.arange(len(bounds), dtype=np.int64), kinds.astype(np.int8))
 
 
 def random_shards(
-    folder, tokenizer_dir, n_rows=16, row_length=64, k=1, gem_share=0.5, seed=0, epochs=1
+    folder,
+    tokenizer_dir,
+    n_rows=16,
+    row_length=64,
+    k=1,
+    gem_share=0.5,
+    seed=0,
+    epochs=1,
+    kind=CONTINUATION,
 ):
     """A finished folder of shards, written by the project's own writer."""
     vocab = tokenization.load(tokenizer_dir)
@@ -55,16 +63,17 @@ def random_shards(
     rows, files = [], []
     for epoch in range(epochs):
         part = [
-            random_row(rng, row_length, k, summary_tokens, gem_share=gem_share)
+            random_row(rng, row_length, k, summary_tokens, gem_share=gem_share, kind=kind)
             for _ in range(n_rows)
         ]
         path = folder / f"shard-{epoch:05d}.parquet"
         files.append(write_file(path, part, row_length, epoch))
         rows += part
+    n_documents, n_gem = (sum(map(count, rows)) for count in (_n_documents, _n_gem))
     Manifest(
         row_length=row_length,
         n_rows=len(rows),
-        n_documents=sum(entry["n_documents"] for entry in files),
+        n_documents=n_documents,
         n_tokens=sum(entry["n_tokens"] for entry in files),
         n_targets=sum(entry["n_targets"] for entry in files),
         summary_tokens=summary_tokens,
@@ -74,14 +83,18 @@ def random_shards(
         base_tokenizer_sha256=base,
         tokenizer_sha256=tokenization.fingerprint(vocab),
         seed=seed,
-        kinds={"": {"plain": 1 - gem_share, "continuation": gem_share}},
+        kinds={"": {PLAIN: 1 - gem_share, kind: gem_share}},
         epochs=epochs,
-        counts={"documents": {"continuation": sum(_n_gem(row) for row in rows)}},
+        counts={"documents": {PLAIN: n_documents - n_gem, kind: n_gem}},
         files=files,
         config={},
         versions={},
     ).save(folder)
     return folder
+
+
+def _n_documents(row):
+    return len(row.bounds)
 
 
 def _n_gem(row):

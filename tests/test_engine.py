@@ -42,6 +42,8 @@ def made(tmp_path_factory, tokenizer_dir):
     """Shards, a tiny Llama's configuration and DeepSpeed files, shared by this module's runs."""
     folder = tmp_path_factory.mktemp("engine")
     random_shards(folder / "shards", tokenizer_dir, n_rows=24, k=2, gem_share=0.8)
+    pairs = {"n_rows": 12, "k": 2, "gem_share": 0.8, "kind": "pair"}
+    random_shards(folder / "pairs", tokenizer_dir, **pairs)
     llama_config(folder / "tied")
     llama_config(folder / "untied", tied=False)
     # Nothing stays gathered: even the smallest parameter is partitioned.
@@ -74,12 +76,13 @@ def assert_same(a, b):
 
 
 def test_same_rows_same_numbers(made):
-    dropout = {"alpha": 0.5, "config": made / "tied"}
+    dropout = {"alpha": 0.5, "config": made / "tied", "positives": "dropout"}
     continuation = {"alpha": 0.5, "config": made / "untied", "positives": "continuation"}
     crops = {"alpha": 0.5, "config": made / "tied", "positives": "dropout,crops"}
     crops |= {"crop_tokens": "2-8", "crop_every": 16, "negatives": "all"}
     crops |= {"matryoshka": "8,16", "aggregation": "concat"}
-    contrastive = {"alpha": 1.0, "config": made / "untied"}
+    pairs = {"alpha": 0.5, "config": made / "tied", "shards": made / "pairs", "positives": "pair"}
+    contrastive = {"alpha": 1.0, "config": made / "untied", "positives": "dropout"}
     ntp = {"alpha": 0.0, "config": made / "untied"}
     one = one_step(
         made,
@@ -88,6 +91,7 @@ def test_same_rows_same_numbers(made):
             "dropout": {**dropout, "rows_per_micro_batch": 8},
             "continuation": {**continuation, "rows_per_micro_batch": 4},
             "crops": {**crops, "rows_per_micro_batch": 8},
+            "pairs": {**pairs, "rows_per_micro_batch": 8},
             "contrastive": {**contrastive, "rows_per_micro_batch": 8},
             "ntp": {**ntp, "rows_per_micro_batch": 8},
             "ntp-accumulated": {**ntp, "rows_per_micro_batch": 1},
@@ -100,6 +104,7 @@ def test_same_rows_same_numbers(made):
             "dropout": {**dropout, "rows_per_micro_batch": 4},
             "continuation": {**continuation, "rows_per_micro_batch": 2},
             "crops": {**crops, "rows_per_micro_batch": 4},
+            "pairs": {**pairs, "rows_per_micro_batch": 4},
             "contrastive": {**contrastive, "rows_per_micro_batch": 4},
             "ntp": {**ntp, "rows_per_micro_batch": 1},
         },
