@@ -38,13 +38,16 @@ BASE = (
     "--alpha 0 --steps 600 --rows-per-step 4 --rows-per-micro-batch 2 --learning-rate 3e-3 "
     "--gradient-checkpointing false"
 )
-PAIRS = "--kinds plain=0.1,pair=0.9 --context-field title --answer-field rest --row-length 192"
+PAIRS = (
+    "--kinds plain=0.1,pair=0.9 --context-field title --answer-field rest --row-length 192 "
+    "--summary-tokens 1"
+)
 GEM = (
     "--steps 200 --rows-per-step 24 --rows-per-micro-batch 12 --warmup-steps 10 --final-rate 0 "
     "--learning-rate 1e-3 --contrastive-learning-rate 1e-3 --alpha 0.5 --alpha-start 0 "
     "--recipe keep --kl-to-base 0 --positives pair --gradient-checkpointing false"
 )
-OWN_CUTS = "--kinds plain=0.5,continuation=0.5 --row-length 512"
+OWN_CUTS = "--kinds plain=0.5,continuation=0.5 --row-length 512 --summary-tokens 1"
 OWN_GEM = (
     "--steps 60 --rows-per-step 16 --rows-per-micro-batch 4 --warmup-steps 10 "
     "--learning-rate 2e-4 --contrastive-learning-rate 2e-4 --alpha 0.5 --alpha-start 0 "

@@ -34,7 +34,7 @@ class PrepareConfig:
         "shares of the kinds of documents; of a source of a mixture, "
         "plain=0.8,continuation=0.2;qa:pair=1",
     )
-    summary_tokens: int = _flag(1, "number k of summary tokens")
+    summary_tokens: int = _flag(8, "number k of summary tokens (the paper's: 1)")
     text_field: str = _flag("text", "field or column of the text")
     context_field: str = _flag("context", "field of the context, for kind pair")
     answer_field: str = _flag("answer", "field of the answer, for kind pair")

@@ -214,7 +214,7 @@ def test_settings_that_change_after_the_plan(
             InputError, match="--row-length was 128 and is 256; --seed was 0 and is"
         ):
             prepare.prepare(config(corpus, tokenizer_dir, folder, row_length=256, seed=1))
-        with pytest.raises(InputError, match=r"--kinds was .* and is .*--summary-tokens was 1 and"):
+        with pytest.raises(InputError, match=r"--kinds was .* and is .*--summary-tokens was 8 and"):
             prepare.prepare(
                 config(corpus, tokenizer_dir, folder, kinds="plain=1", summary_tokens=0)
             )
