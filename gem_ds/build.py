@@ -153,9 +153,15 @@ def _check_objective(config: TrainConfig, manifest: Manifest) -> None:
             f"{config.shards} has no summary tokens, which --adapter {config.adapter} is to train; "
             "shard with --kinds plain=0.8,continuation=0.2"
         )
-    if not config.alpha or config.alpha_start >= config.steps:
-        return
     documents = manifest.documents
+    if not config.alpha or config.alpha_start >= config.steps:
+        if config.adapter == "summary" and documents <= {PLAIN}:
+            raise InputError(
+                f"{config.shards} has only plain documents and alpha is 0, so there is nothing that "
+                "--adapter summary could learn; give --alpha 1, or shard with --kinds "
+                "plain=0.8,continuation=0.2"
+            )
+        return
     if not manifest.summary_tokens:
         raise InputError(
             f"{config.shards} was made without summary tokens, so there is nothing to embed with; "

@@ -174,5 +174,9 @@ def test_what_adapters_cannot_do_is_refused(made):
     build._check_objective(config, manifest)
     with pytest.raises(InputError, match="has no summary tokens, which --adapter summary is to"):
         build._check_objective(dataclasses.replace(config, alpha=0.0), none)
+    plain = dataclasses.replace(manifest, counts={"documents": {"plain": 9, "continuation": 0}})
+    build._check_objective(dataclasses.replace(config, positives="crops"), plain)
+    with pytest.raises(InputError, match=r"only plain documents and alpha is 0.*--alpha 1"):
+        build._check_objective(dataclasses.replace(config, alpha=0.0), plain)
     with pytest.raises(InputError, match=r"ZeRO stage below 2.*--adapter summary freezes"):
         assemble.build_engine(config, {"zero_optimization": {"stage": 1}}, manifest)
