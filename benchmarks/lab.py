@@ -75,7 +75,7 @@ class Lab:
             metrics = self._folder("trainings", training) / "run" / "metrics.jsonl"
             steps = [json.loads(line) for line in metrics.read_text().splitlines()]
             return {
-                "figures": lab_measures.trained(made, self.dev),
+                "figures": lab_measures.trained(made, str(self.base), self.dev),
                 "training_seconds": sum(step["speed/step_seconds"] for step in steps),
                 "training_tokens": sum(step["data/tokens"] for step in steps),
                 "training_gib": max(step["memory/gib"] for step in steps),

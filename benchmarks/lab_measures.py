@@ -1,8 +1,9 @@
 """What the laboratory measures of a model, on texts that no training saw.
 
 STS Benchmark dev (Spearman x 100), retrieval of a section's text by its title (nDCG@10 x 100),
-perplexity of plain text, and the share of tokens given back from the summary's keys and values
-alone. Everything is computed in float32 and sees at most 512 tokens of a text.
+perplexity of plain text, the share of its tokens whose logits are the base's bit for bit, and the
+share of tokens given back from the summary's keys and values alone. Everything is computed in
+float32 and sees at most 512 tokens of a text.
 """
 
 import contextlib
@@ -33,7 +34,8 @@ FILES = STS, OPENSTAX, BOOKS = "stsb-en-dev.csv", "openstax-dev.jsonl.zst", "boo
 MAX_TOKENS = 512
 LENGTHS = (10, 30, 100)  # of texts to give back
 N_RECONSTRUCTED = 100
-VERSION = 1  # of all that is here: one more, and every run is measured again
+N_COMPARED = 50  # texts whose logits are compared with the base's
+VERSION = 2  # of all that is here: one more, and every run is measured again
 
 Figures = dict[str, float]
 
@@ -96,14 +98,30 @@ def baselines(base: str, dev: Dev) -> dict[str, Figures]:
     return found | {"summary token, untrained": language | summary}
 
 
-def trained(folder: Path, dev: Dev) -> Figures:
-    """Of an exported model."""
+def trained(folder: Path, base: str, dev: Dev) -> Figures:
+    """Of a model exported after training from a base."""
+    same = {"same logits": same_logits(load(folder / "model"), load(base), base, dev)}
     lm, vocab = load(folder / "model"), tokenization.load(folder / "model")
-    language = dev.of_language(lm, vocab)
+    language = dev.of_language(lm, vocab) | same
     if not read_gem_config(folder / "model").summary_tokens:
         return language
     encoder = Encoder.from_pretrained(folder, dtype=torch.float32)
     return language | dev.scored(embed(encoder, dev)) | dev.of_summaries(lm, encoder)
+
+
+@torch.inference_mode()
+def same_logits(lm: Any, base: Any, tokenizer: str, dev: Dev) -> float:
+    """The share of plain texts' tokens at which two models of stock Transformers give the same
+    logits, bit for bit, for the vocabulary of the second."""
+    vocab = tokenization.load(tokenizer)
+    same = total = 0
+    for ids in filter(len, tokenization.encode(vocab, dev.texts[:N_COMPARED])):
+        ids_1T = torch.from_numpy(ids[:MAX_TOKENS].astype("int64"))[None].to(base.device)
+        expected = base(ids_1T).logits[0, :, : vocab.size]
+        equal = lm(ids_1T).logits[0, :, : vocab.size] == expected
+        same += int(equal.all(-1).sum())
+        total += len(expected)
+    return same / total
 
 
 def load(folder: str | Path) -> Any:

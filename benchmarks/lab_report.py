@@ -14,6 +14,7 @@ Result = dict[str, Any]  # as `lab` writes it
 
 HEADER = [
     *("STS-B dev", "retrieval", "ppl openstax", "to base", "ppl books", "to base"),
+    "same logits",
     *(f"back {n}" for n in LENGTHS),
 ]
 
@@ -52,6 +53,8 @@ Every text is cut to {MAX_TOKENS} tokens and computed in float32.
 - **STS-B dev**: Spearman x 100 of cosines.
 - **retrieval**: of a text by its title among {base["n_sections"]} held-out sections, nDCG@10 x 100.
 - **ppl**: perplexity of held-out plain text, and how far above the base's.
+- **same logits**: the share, in %, of plain texts' tokens at which the exported model's logits are
+  the base's, bit for bit, both in stock Transformers.
 - **back n**: the share, in %, of tokens that the model gives back greedily from the summary tokens'
   keys and values alone, of {N_RECONSTRUCTED} held-out texts cut to n tokens.
 
@@ -88,6 +91,7 @@ def _cells(seeds: Sequence[dict[str, float]], language: dict[str, float]) -> lis
     for name in ("perplexity openstax", "perplexity books"):
         ratio = statistics.mean(figures[name] for figures in seeds) / language[name]
         cells += [of(name), f"{100 * (ratio - 1):+.1f} %"]
+    cells.append(of("same logits", 0, 100))
     return cells + [of(f"given back {n}", 1, 100) for n in LENGTHS]
 
 

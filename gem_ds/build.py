@@ -157,8 +157,8 @@ def _check_objective(config: TrainConfig, manifest: Manifest) -> None:
     if not config.alpha or config.alpha_start >= config.steps:
         if config.adapter == "summary" and documents <= {PLAIN}:
             raise InputError(
-                f"{config.shards} has only plain documents and alpha is 0, so there is nothing that "
-                "--adapter summary could learn; give --alpha 1, or shard with --kinds "
+                f"{config.shards} has only plain documents and alpha is 0, so there is nothing "
+                "that --adapter summary could learn; give --alpha 1, or shard with --kinds "
                 "plain=0.8,continuation=0.2"
             )
         return

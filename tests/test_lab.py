@@ -51,7 +51,7 @@ def run(place: Path, table: Table, *more: str) -> tuple[list[str], str]:
 
 def test_what_is_finished_is_not_repeated_and_what_changed_is(place: Path) -> None:
     made = ["shards", "trainings", "exports"]
-    first = Run("first", train="--alpha 0.5", note="a note")
+    first = Run("first", train="--recipe paper --alpha 0.5", note="a note")
     table = Table([first], SHARD, TRAIN)
     done, report = run(place, table)
     assert done == ["base", *made, "first, seed 0"]
@@ -61,7 +61,8 @@ def test_what_is_finished_is_not_repeated_and_what_changed_is(place: Path) -> No
     assert report.count("\n| first ") == 2
     assert f"{result['figures']['sts']:.2f}" in report
     assert "| summary token, untrained " in report
-    assert "`--alpha 0.5`" in report
+    assert "`--recipe paper --alpha 0.5`" in report
+    assert result["figures"]["same logits"] < 0.5
 
     assert run(place, table) == ([], report)
 
@@ -75,6 +76,12 @@ def test_what_is_finished_is_not_repeated_and_what_changed_is(place: Path) -> No
         run(place, Table([changed], SHARD, TRAIN))
     assert "| first " not in (place / "results.md").read_text()
     assert len(list((place / "out" / "shards").iterdir())) == 1
+
+
+def test_the_default_leaves_the_logits_of_text_as_they_were(place: Path) -> None:
+    run(place, Table([Run("default")], SHARD, TRAIN))
+    result = json.loads((place / "out" / "results" / "default-seed-0.json").read_text())
+    assert result["figures"]["same logits"] == 1
 
 
 def test_what_is_not_there_is_refused(place: Path) -> None:
