@@ -21,9 +21,10 @@ from transformers import AutoConfig
 from gem_ds import attention, checkpoint, dist
 from gem_ds.assemble import build_engine, dtype_of
 from gem_ds.batches import BatchOptions
-from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
+from gem_ds.config import TrainConfig
 from gem_ds.data import Loader
 from gem_ds.documents import CONTINUATION, PAIR, PLAIN
+from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
 from gem_ds.manifest import Manifest
@@ -79,6 +80,7 @@ def open_run(config: TrainConfig) -> Run:
             prefix_dropout=config.prefix_dropout,
             crop_tokens=config.crop_lengths(),
             crop_every=config.crop_every,
+            pair_tokens=config.pair_lengths(),
             summary_tokens=tuple(manifest.summary_tokens),
             bos_token_id=manifest.bos_token_id,
             eos_token_id=manifest.eos_token_id,

@@ -7,10 +7,11 @@ the stream as another document, so no positive attends what it is compared with.
 |---|---|---|---|
 | dropout | with summary tokens | the document's summary | its prefix, tokens dropped at random |
 | continuation | of that kind | the document's summary | its suffix as a text of its own |
-| pair | of that kind | the document's summary | its answer as a text of its own |
+| pair | of that kind | its context, or a span of it | its answer, or a span of it |
 | crops | all | a span of its text | another span of the same text |
 
 A pair of crops is drawn from each stretch of `crop_every` tokens of a text; the spans may overlap.
+So many times its two sides are drawn of a pair, of a long side another span each time.
 Which negatives a positive meets is `contrastive`'s business.
 """
 
@@ -41,6 +42,7 @@ class PositiveOptions:
     prefix_dropout: float = 0.2
     crop_tokens: tuple[int, int] = (16, 64)
     crop_every: int = 128
+    pair_tokens: tuple[int, int] = (32, 256)
     summary_tokens: tuple[int, ...] = ()
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -81,9 +83,14 @@ def positives(row: Row, options: PositiveOptions, rng: np.random.Generator) -> I
                 name = fingerprint(prefix)
                 view = dropout_view(ids[: suffix - start], suffix - summary, options, rng)
                 yield Positive(d, None, view, (record, name, name))
-            elif (wanted, kind) in (("continuation", CONTINUATION), ("pair", PAIR)) and len(rest):
+            elif wanted == kind == CONTINUATION and len(rest):
                 names = record, fingerprint(prefix), fingerprint(rest)
                 yield Positive(d, None, text_view(head, rest, options), names)
+            elif wanted == kind == PAIR and len(rest):
+                for one, other in sides(prefix, rest, options, rng):
+                    names = record, fingerprint(one), fingerprint(other)
+                    anchor = text_view(head, one, options) if len(one) < len(prefix) else None
+                    yield Positive(d, anchor, text_view(head, other, options), names)
             elif wanted == "crops":
                 for text in _texts(kind, _without_eos(prefix, options), rest):
                     for one, other in crops(text, options, rng):
@@ -136,9 +143,28 @@ def crops(
         yield one, other
 
 
-def _span(stretch: Tokens, lengths: tuple[int, int], rng: np.random.Generator) -> Tokens:
+def sides(
+    context: Tokens, answer: Tokens, options: PositiveOptions, rng: np.random.Generator
+) -> Iterator[tuple[Tokens, Tokens]]:
+    """Context and answer, either cut to a length that is drawn log-uniformly where it is longer: to
+    its beginning or, as often, to a span from anywhere."""
+    for _ in range(max(1, round(max(len(context), len(answer)) / options.crop_every))):
+        yield _part(context, options.pair_tokens, rng), _part(answer, options.pair_tokens, rng)
+
+
+def _part(text: Tokens, lengths: tuple[int, int], rng: np.random.Generator) -> Tokens:
+    length = min(_log_uniform(lengths, rng), len(text))
+    start = int(rng.integers(len(text) - length + 1)) if rng.random() < 0.5 else 0
+    return text[start : start + length]
+
+
+def _log_uniform(lengths: tuple[int, int], rng: np.random.Generator) -> int:
     least, most = map(math.log, lengths)
-    length = min(round(math.exp(rng.uniform(least, most))), math.ceil(LARGEST * len(stretch)))
+    return round(math.exp(rng.uniform(least, most)))
+
+
+def _span(stretch: Tokens, lengths: tuple[int, int], rng: np.random.Generator) -> Tokens:
+    length = min(_log_uniform(lengths, rng), math.ceil(LARGEST * len(stretch)))
     start = int(rng.integers(len(stretch) - length + 1))
     return stretch[start : start + length]
 

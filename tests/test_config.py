@@ -9,7 +9,8 @@ import pytest
 from runs import ROOT
 from transformers import HfArgumentParser
 
-from gem_ds.config import TrainConfig, read_json, resolve_deepspeed
+from gem_ds.config import TrainConfig
+from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.errors import InputError
 from gem_ds.recipes import DEFAULT, RECIPES, defaults
 

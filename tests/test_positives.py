@@ -7,7 +7,14 @@ import pytest
 
 from gem_ds import layout
 from gem_ds.documents import CONTINUATION, KINDS, PAIR, PLAIN, RECONSTRUCTION
-from gem_ds.positives import PositiveOptions, crops, dropout_view, fingerprint, positives
+from gem_ds.positives import (
+    PositiveOptions,
+    crops,
+    dropout_view,
+    fingerprint,
+    positives,
+    sides,
+)
 from gem_ds.shards import Row
 
 BOS, EOS, K = 0, 1, (300, 301)
@@ -102,6 +109,36 @@ def test_a_suffix_is_a_text_of_its_own(kind, document, prefix, suffix):
     assert found.view.positions.tolist() == list(range(len(suffix) + 3))
     names = (fingerprint(np.array(part, dtype=np.int32)) for part in (prefix, suffix))
     assert found.names == (100 + document, *names)
+
+
+def test_of_long_sides_of_a_pair_spans_are_compared():
+    options = replace(OPTIONS, pair_tokens=(8, 64), crop_every=50)
+    context, answer = np.arange(400, dtype=np.int32), np.arange(500, 512, dtype=np.int32)
+    rng = np.random.default_rng(0)
+    found = [pair for _ in range(300) for pair in sides(context, answer, options, rng)]
+    assert len(found) == 300 * 8, "one in 50 tokens of the longer side"
+    spans = [one for one, _ in found]
+    assert all((np.diff(span) == 1).all() for span in spans)
+    lengths = np.array([len(span) for span in spans])
+    assert (lengths.min(), lengths.max()) == (8, 64)
+    assert np.median(lengths) == pytest.approx(8 * 8**0.5, rel=0.1)
+    assert np.mean([span[0] == 0 for span in spans]) == pytest.approx(0.5, abs=0.05)
+    assert max(span[-1] for span in spans) == 399
+    # The short side is whole unless fewer tokens than it has are drawn.
+    whole = [len(other) == 12 for _, other in found]
+    assert np.mean(whole) == pytest.approx(1 - np.log(12 / 8) / np.log(8), abs=0.05)
+    (pair,) = sides(answer, answer, replace(options, pair_tokens=(12, 64)), rng)
+    assert [side.tolist() for side in pair] == [answer.tolist()] * 2
+
+
+def test_a_cut_pair_is_two_views_and_a_whole_one_its_document():
+    cut = of("pair", pair_tokens=(4, 4), crop_every=5)
+    assert len(cut) == 2
+    for each in cut:
+        assert set(text(each.anchor)) < set(range(60, 70))
+        assert set(text(each.view)) < set(range(70, 75))
+        sides_of = (np.array(text(x), dtype=np.int32) for x in (each.anchor, each.view))
+        assert each.names == (103, *map(fingerprint, sides_of))
 
 
 def test_crops_are_spans_of_one_text_without_controls():
