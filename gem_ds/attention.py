@@ -25,7 +25,12 @@ from gem_ds.segments import SummaryAttention
 Backend = Literal["dense", "sdpa", "varlen", "flex"]
 Choice = Literal["auto", "dense", "sdpa", "varlen", "flex"]
 NAME = "gem"
-_KERNELS: dict[Backend, Any] = {"dense": Dense, "sdpa": Sdpa, "varlen": Varlen, "flex": Flex}
+_KERNELS: dict[Backend, type[Kernel]] = {
+    "dense": Dense,
+    "sdpa": Sdpa,
+    "varlen": Varlen,
+    "flex": Flex,
+}
 _PREFERRED: dict[str, tuple[Backend, ...]] = {
     "cuda": ("varlen", "flex"),
     "cpu": ("sdpa", "dense"),
@@ -36,7 +41,8 @@ class Plan:
     """One stream's attention work, for one backend and device.
 
     A model may have layers of several sliding windows; what a window needs is made when the first
-    layer asks for it. Windows that no document exceeds are no windows.
+    layer asks for it. Windows that no document exceeds are no windows. With `rest` the queries are
+    those at summary tokens and in suffixes alone.
     """
 
     def __init__(
@@ -45,8 +51,10 @@ class Plan:
         backend: Backend,
         summary_attention: SummaryAttention = "isolated",
         device: torch.device | str = "cpu",
+        rest: bool = False,
     ) -> None:
         self.bounds_D4 = bounds_D4
+        self.rest = rest
         self.backend = backend
         self.summary_attention = summary_attention
         self.device = torch.device(device)
@@ -63,8 +71,8 @@ class Plan:
         """The attention of layers with this sliding window, in tokens; None for full attention."""
         window = window if window and window < self.longest else None
         if window not in self._kernels:
-            kernel = _KERNELS[self.backend].of(self.bounds_D4, self.summary_attention, window)
-            self._kernels[window] = kernel.to(self.device)
+            about = self.bounds_D4, self.summary_attention, window, self.rest
+            self._kernels[window] = _KERNELS[self.backend].of(*about).to(self.device)
         return self._kernels[window]
 
     def attend(
@@ -78,13 +86,12 @@ class Plan:
         cap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        """(T, N, H), what a layer's attention gives for q (N, T, H) and k, v (G, T, H); see
-        `kernels.Kernel`."""
+        """(T, N, H), what a layer's attention gives; see `kernels.Kernel`."""
         return self.within(window).attend(q, k, v, scale, cap, sinks)
 
     def to(self, device: torch.device) -> "Plan":
         """The same plan on another device, copied without waiting."""
-        plan = Plan(self.bounds_D4, self.backend, self.summary_attention, device)
+        plan = Plan(self.bounds_D4, self.backend, self.summary_attention, device, self.rest)
         plan._kernels = {window: kernel.to(device) for window, kernel in self._kernels.items()}
         return plan
 
@@ -95,8 +102,9 @@ def make_plan(
     summary_attention: SummaryAttention = "isolated",
     device: torch.device | str = "cpu",
     n_summary: int | None = None,
+    rest: bool = False,
 ) -> Plan:
-    """The plan of a stream, with what layers of full attention need made already.
+    """The plan of a stream (`Plan`), with what layers of full attention need made already.
 
     `n_summary` is the tokenizer's number of summary tokens; by default that of the first document
     that has any. Raises `InputError` for a layout that is not well formed (`layout.check`) or too
@@ -106,7 +114,7 @@ def make_plan(
         counts = np.diff(bounds_D4[:, layout.SUMMARY : END]).ravel()
         n_summary = int(counts[counts != 0][0]) if counts.any() else 0
     layout.check(bounds_D4, int(bounds_D4[-1, END]), n_summary, "attention")
-    plan = Plan(bounds_D4, backend, summary_attention, device)
+    plan = Plan(bounds_D4, backend, summary_attention, device, rest)
     plan.within(None)
     return plan
 

@@ -42,7 +42,7 @@ class Batch:
     row_ids: tuple[int, ...]
     n_padding: int
     reference: Reference | None  # what the base reads of these rows, where it is asked
-    split: Split | None  # the stream in two passes, where text is computed by a frozen base
+    split: Split | None  # two passes, where a frozen base computes the text; the plan is of `rest`
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, copied asynchronously from pinned memory where there is a GPU."""
@@ -169,7 +169,9 @@ def make_batch(
     return Batch(
         input_ids=tensor(stream.tokens())[None],
         position_ids=tensor(np.concatenate(stream.positions))[None],
-        plan=make_plan(bounds_D4, options.attention, options.summary_attention),
+        plan=make_plan(
+            bounds_D4, options.attention, options.summary_attention, rest=options.frozen_text
+        ),
         target_index=tensor(index_N),
         targets=tensor(targets_T[index_N]),
         anchors=tensor(np.array(anchors, dtype=np.int64)[:, None] + offsets_k),

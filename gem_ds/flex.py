@@ -4,7 +4,8 @@ The mask is two intervals of keys a token (`segments.spans`); the blocks that th
 are counted on the CPU, so that no (T, T) mask is made anywhere. The kernel is compiled once for
 each stream length it meets; streams are padded to a power of two, so that there are few.
 
-Shapes: T tokens in the stream, L = T padded, N heads, G key-value heads, H head size, M blocks.
+Shapes: T tokens in the stream, L queries padded, N heads, G key-value heads, H head size, M blocks
+of queries, K of keys.
 """
 
 import functools
@@ -31,63 +32,72 @@ class Blocks(NamedTuple):
     which, those first. Some pairs of a partial block are allowed, all pairs of a full one."""
 
     n_partial: Tensor  # (1, 1, M)
-    partial: Tensor  # (1, 1, M, M)
+    partial: Tensor  # (1, 1, M, K)
     n_full: Tensor
     full: Tensor
 
 
 @dataclass(frozen=True)
 class Flex:
-    """The key intervals of each token, padded, and the block mask made from them."""
+    """The key intervals of each query, padded, and the block mask made from them."""
 
-    near: Tensor  # (L,) int32; padding attends itself
+    near: Tensor  # (L,) int32; padding attends one key
+    own: Tensor | None  # (L,) int32, the last near key; None where that is the query's own number
     far: Tensor | None  # (2, L) int32, begin and end; None where no token has far keys
+    n_keys: int  # padded
     blocks: "Blocks"
     mask: BlockMask
 
     @classmethod
-    def of(cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None) -> "Flex":
+    def of(
+        cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None, rest: bool = False
+    ) -> "Flex":
         length = int(bounds_D4[-1, -1])
-        padded = max(BLOCK, 1 << (length - 1).bit_length())
-        found = spans(segments(bounds_D4, summary, window), window)
-        near, far, far_end = found
-        itself = np.arange(length, padded)
-        near = np.concatenate([near, itself])
-        far, far_end = np.concatenate([far, itself]), np.concatenate([far_end, itself])
-        blocks = _touched(Spans(near, far, far_end))
+        found = spans(segments(bounds_D4, summary, window, rest), window)
+        n_queries, n_keys = _padded(len(found.own)), _padded(length)
+        padding = np.arange(len(found.own), n_queries)
+        if rest:
+            padding = np.zeros_like(padding)
+        near, own, far, far_end = (np.concatenate([x, padding]) for x in found)
         both = np.stack([far, far_end]).astype(np.int32)
         return cls._made(
             torch.from_numpy(near.astype(np.int32)),
+            torch.from_numpy(own.astype(np.int32)) if rest else None,
             torch.from_numpy(both) if (far < far_end).any() else None,
-            blocks,
+            n_keys,
+            _touched(Spans(near, own, far, far_end), n_keys),
         )
 
     @classmethod
-    def _made(cls, near: Tensor, far: Tensor | None, blocks: "Blocks") -> "Flex":
+    def _made(
+        cls, near: Tensor, own: Tensor | None, far: Tensor | None, n_keys: int, blocks: "Blocks"
+    ) -> "Flex":
         mask = BlockMask.from_kv_blocks(
             blocks.n_partial,
             blocks.partial,
             blocks.n_full,
             blocks.full,
             BLOCK_SIZE=BLOCK,
-            mask_mod=_mask_mod(near, far),
-            seq_lengths=(len(near), len(near)),
+            mask_mod=_mask_mod(near, own, far),
+            seq_lengths=(len(near), n_keys),
         )
-        return cls(near, far, blocks, mask)
+        return cls(near, own, far, n_keys, blocks, mask)
 
     def to(self, device: torch.device) -> "Flex":
+        own = None if self.own is None else move(self.own, device)
         far = None if self.far is None else move(self.far, device)
         blocks = Blocks(*(move(x, device) for x in self.blocks))
-        return self._made(move(self.near, device), far, blocks)
+        return self._made(move(self.near, device), own, far, self.n_keys, blocks)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, sinks: Tensor | None
     ) -> Tensor:
         length = q.shape[1]
-        missing = len(self.near) - length
-        if missing:
-            q, k, v = (F.pad(x, (0, 0, 0, missing)) for x in (q, k, v))
-        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+        padded = len(self.near), self.n_keys, self.n_keys
+        q, k, v = (
+            F.pad(x, (0, 0, 0, n - x.shape[1])).unsqueeze(0)
+            for x, n in zip((q, k, v), padded, strict=True)
+        )
         out, aux = _compiled(q.is_cuda)(
             q,
             k,
@@ -104,13 +114,20 @@ class Flex:
         return restored
 
 
-def _mask_mod(near: Tensor, far: Tensor | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Any]:
-    def near_keys(_b: Tensor, _h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return (kv <= q) & (kv >= near[q])
+def _padded(length: int) -> int:
+    return max(BLOCK, 1 << (length - 1).bit_length())
 
-    def all_keys(_b: Tensor, _h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+
+def _mask_mod(
+    near: Tensor, own: Tensor | None, far: Tensor | None
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Any]:
+    def near_keys(_b: Tensor, _h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        last = q if own is None else own[q]
+        return (kv <= last) & (kv >= near[q])
+
+    def all_keys(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         assert far is not None
-        return ((kv <= q) & (kv >= near[q])) | ((kv >= far[0, q]) & (kv < far[1, q]))
+        return near_keys(b, h, q, kv) | ((kv >= far[0, q]) & (kv < far[1, q]))
 
     return near_keys if far is None else all_keys
 
@@ -130,13 +147,12 @@ def _compiled(on_gpu: bool) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False) if on_gpu else function
 
 
-def _touched(of_L: Spans) -> Blocks:
+def _touched(of_L: Spans, n_keys: int) -> Blocks:
     """The blocks of keys that the intervals of each block of queries touch or cover."""
-    n = len(of_L.near) // BLOCK
-    token = np.arange(len(of_L.near))
-    row = token // BLOCK
-    some = _counted(row, of_L.near // BLOCK, row + 1, n)
-    every = _counted(row, -(-of_L.near // BLOCK), (token + 1) // BLOCK, n)
+    row = np.arange(len(of_L.near)) // BLOCK
+    n = len(of_L.near) // BLOCK, n_keys // BLOCK
+    some = _counted(row, of_L.near // BLOCK, of_L.own // BLOCK + 1, n)
+    every = _counted(row, -(-of_L.near // BLOCK), (of_L.own + 1) // BLOCK, n)
     beyond = of_L.far < of_L.far_end
     if beyond.any():
         far, end = of_L.far[beyond], of_L.far_end[beyond]
@@ -146,13 +162,13 @@ def _touched(of_L: Spans) -> Blocks:
     return Blocks(*_listed((some > 0) & ~full), *_listed(full))
 
 
-def _counted(row: Index, first: Index, end: Index, n: int) -> Index:
-    """(n, n) how many tokens of each row have each column in their ``[first, end)``."""
-    wide = n + 1
+def _counted(row: Index, first: Index, end: Index, n: tuple[int, int]) -> Index:
+    """(n) how many queries of each row have each column in their ``[first, end)``."""
+    rows, wide = n[0], n[1] + 1
     end = np.maximum(first, end)
-    steps = np.bincount(row * wide + first, minlength=n * wide)
-    steps = steps - np.bincount(row * wide + end, minlength=n * wide)
-    counts: Index = steps.reshape(n, wide).cumsum(1)[:, :n]
+    steps = np.bincount(row * wide + first, minlength=rows * wide)
+    steps = steps - np.bincount(row * wide + end, minlength=rows * wide)
+    counts: Index = steps.reshape(rows, wide).cumsum(1)[:, :-1]
     return counts
 
 

@@ -14,14 +14,25 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from gem_ds import masks
+from gem_ds import layout, masks
 from gem_ds.errors import InputError
 from gem_ds.layout import Bounds, Index
 from gem_ds.segments import SummaryAttention, segments
 
 
 class Kernel(Protocol):
-    """What a plan holds: attention of one stream, with one window."""
+    """What a plan holds: attention of one stream, with one window.
+
+    Made with `rest`, the queries are those at summary tokens and in suffixes alone, in their order;
+    keys and values are the whole stream's.
+    """
+
+    @classmethod
+    def of(
+        cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None, rest: bool = False
+    ) -> "Kernel":
+        """The attention of a stream, on the CPU."""
+        ...
 
     def to(self, device: torch.device) -> "Kernel":
         """The same on another device, copied without waiting."""
@@ -30,7 +41,7 @@ class Kernel(Protocol):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, sinks: Tensor | None
     ) -> Tensor:
-        """(T, N, H) from q (N, T, H) and k, v (G, T, H).
+        """(T, N, H) from q (N, T, H) and k, v (G, T, H), T of q and of k being two with `rest`.
 
         Scores are ``q k * scale``, with `cap` soft-capped to ``cap * tanh(score / cap)``; with
         `sinks` (N,) each head's softmax has one more score, whose value is zero.
@@ -51,8 +62,11 @@ class Dense(NamedTuple):
     mask_TT: Tensor
 
     @classmethod
-    def of(cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None) -> "Dense":
-        return cls(masks.dense(bounds_D4, summary, window))
+    def of(
+        cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None, rest: bool = False
+    ) -> "Dense":
+        mask_TT = masks.dense(bounds_D4, summary, window)
+        return cls(mask_TT[torch.from_numpy(layout.after_text(bounds_D4))] if rest else mask_TT)
 
     def to(self, device: torch.device) -> "Dense":
         return Dense(move(self.mask_TT, device))
@@ -85,15 +99,17 @@ class Varlen(NamedTuple):
     window: int | None
 
     @classmethod
-    def of(cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None) -> "Varlen":
-        parts = segments(bounds_D4, summary, window)
+    def of(
+        cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None, rest: bool = False
+    ) -> "Varlen":
+        parts = segments(bounds_D4, summary, window, rest)
         n_queries, n_keys = parts.n_queries, parts.n_keys
         if n_keys.sum() > np.iinfo(np.int32).max:
             raise InputError(
                 f"attention: {n_keys.sum()} keys in one micro-batch are more than the kernel's "
                 "32-bit offsets can hold; take fewer rows (--rows-per-micro-batch)"
             )
-        plain = int(n_keys.sum()) == int(bounds_D4[-1, -1])
+        plain = not rest and int(n_keys.sum()) == int(bounds_D4[-1, -1])
         return cls(
             None if plain else torch.from_numpy(parts.keys()),
             _offsets(n_queries),

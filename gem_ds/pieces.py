@@ -2,7 +2,8 @@
 
 A document of fewer than `SHORT` tokens is one problem with a small mask, and many of similar length
 are a batch. The segments (`segments`) of a longer one are runs over slices of the stream, without a
-copy. Computing them is the business of `sdpa`.
+copy. Where the queries are those at summary tokens and in suffixes alone, all documents are in
+batches. Computing them is the business of `sdpa`.
 
 Shapes: T tokens in the stream, N heads, B documents of a batch of at most L tokens, Q queries,
 K keys.
@@ -14,14 +15,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gem_ds.layout import END, START, Bounds, Index
+from gem_ds.layout import END, START, SUMMARY, Bounds, Index, is_gem
 from gem_ds.segments import Segments, Spans, SummaryAttention, segments, similar, spans
 
 SHORT = 64  # tokens
 MAX_PADDING = 0.1  # of a batch
+MOST_SCORES = 1 << 22  # of a batch and head, where long documents are in batches
 
 
 class Rows(NamedTuple):
@@ -33,12 +36,11 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Whole documents, padded at the end by repeating their last tokens."""
+class Places:
+    """The tokens of a batch's documents, padded at the end by repeating the last ones."""
 
-    tokens: Tensor  # (B, L) int64
-    kept: Tensor  # (B, L) bool, the others are padding
-    hidden: Tensor  # (B, L, L) bool, the keys that each query does not attend
+    tokens: Tensor  # (B, L) int64, their numbers in a stream
+    kept: Tensor  # (B, L) bool, those whose outputs and gradients are wanted: no padding
     _rows: dict[tuple[int, int], Rows] = field(default_factory=dict)
 
     def rows(self, heads: int, groups: int) -> Rows:
@@ -52,6 +54,14 @@ class Batch:
                 kept,
             )
         return self._rows[heads, groups]
+
+
+class Batch(NamedTuple):
+    """Whole documents. Keys are counted in the stream, queries among its queries."""
+
+    queries: Places
+    keys: Places
+    hidden: Tensor  # (B, Q, K) bool, the keys that each query does not attend
 
 
 class Run(NamedTuple):
@@ -68,12 +78,36 @@ class Pieces(NamedTuple):
     """A stream's short documents, and the runs of the others.
 
     `lengths` splits the stream into the queries of each run, in order, and what lies between, which
-    is None in `units` and the business of the batches.
+    is None in `units` and the business of the batches. With `rest` the queries are a stream of
+    their own, and keys have a gradient at summary tokens and in suffixes alone.
     """
 
     batches: tuple[Batch, ...]
     units: tuple[Run | None, ...]
     lengths: list[int]
+    rest: bool = False
+
+
+def cut_rest(bounds_D4: Bounds, summary: SummaryAttention, window: int | None) -> Pieces:
+    """The pieces of a stream whose queries are those at summary tokens and in suffixes alone."""
+    bounds = bounds_D4[is_gem(bounds_D4)].astype(np.int64)
+    of_R = spans(segments(bounds_D4, summary, window, rest=True), window)
+    n_queries = bounds[:, END] - bounds[:, SUMMARY]
+    first = np.cumsum(n_queries) - n_queries
+    length = bounds[:, END] - bounds[:, START]
+    batches = []
+    for similar_ones in similar(length, MAX_PADDING):
+        scores = len(similar_ones) * int(n_queries[similar_ones].max() * length[similar_ones].max())
+        n_parts = min(-(-scores // MOST_SCORES), len(similar_ones))
+        for part in np.array_split(similar_ones, n_parts):
+            q, q_kept = _padded(first[part], n_queries[part])
+            kv, kv_kept = _padded(bounds[part, START], length[part])
+            hidden = ~(_sees(of_R, q, kv) & kv_kept[:, None])
+            trained = kv_kept & (kv >= bounds[part, SUMMARY, None])
+            queries = Places(torch.from_numpy(q), torch.from_numpy(q_kept))
+            keys = Places(torch.from_numpy(kv), torch.from_numpy(trained))
+            batches.append(Batch(queries, keys, torch.from_numpy(hidden)))
+    return Pieces(tuple(batches), (None,), [len(of_R.own)], rest=True)
 
 
 def cut(bounds_D4: Bounds, summary: SummaryAttention, window: int | None) -> Pieces:
@@ -102,19 +136,26 @@ def cut(bounds_D4: Bounds, summary: SummaryAttention, window: int | None) -> Pie
 
 
 def _batches(start: Index, length: Index, of_T: Spans) -> Iterator[Batch]:
-    for batch in similar(length, MAX_PADDING):
-        n = length[batch, None]
-        place = np.arange(n.max())
-        token = start[batch, None] + np.minimum(place, n - 1)
-        q, kv = token[:, :, None], token[:, None, :]
-        sees = (kv <= q) & (kv >= of_T.near[q])
-        sees |= (kv >= of_T.far[q]) & (kv < of_T.far_end[q])
-        sees &= (place < n)[:, None]  # padding is nobody's key
-        yield Batch(
-            torch.from_numpy(token),
-            torch.from_numpy(place < n),
-            torch.from_numpy(~sees),
-        )
+    for part in similar(length, MAX_PADDING):
+        token, kept = _padded(start[part], length[part])
+        places = Places(torch.from_numpy(token), torch.from_numpy(kept))
+        hidden = ~(_sees(of_T, token, token) & kept[:, None])
+        yield Batch(places, places, torch.from_numpy(hidden))
+
+
+def _padded(first: Index, length: Index) -> tuple[Index, npt.NDArray[np.bool_]]:
+    """(B, L) consecutive numbers from each of `first`, the last repeated, and which are no
+    repetition."""
+    place = np.arange(length.max())
+    n = length[:, None]
+    return first[:, None] + np.minimum(place, n - 1), place < n
+
+
+def _sees(of_Q: Spans, query: Index, key: Index) -> npt.NDArray[np.bool_]:
+    """(B, Q, K) whether each of the queries (B, Q) attends each of the keys (B, K)."""
+    q, kv = query[:, :, None], key[:, None, :]
+    sees: npt.NDArray[np.bool_] = (kv <= of_Q.own[q]) & (kv >= of_Q.near[q])
+    return sees | (kv >= of_Q.far[q]) & (kv < of_Q.far_end[q])
 
 
 def _runs(parts: Segments, window: int | None) -> Iterator[Run]:

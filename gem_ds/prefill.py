@@ -73,7 +73,7 @@ class FirstPass:
 
 class SecondPass:
     """The plan that all other tokens go with: they attend what the first pass kept, and each other,
-    by the rule of the whole stream."""
+    by the rule of the whole stream. `whole` is its plan for those queries (`rest`)."""
 
     def __init__(self, split: Split, whole: Plan, kept: KeysValues) -> None:
         self.rest, self.whole, self.kept = split.rest, whole, kept
@@ -81,11 +81,9 @@ class SecondPass:
         self.summary_index = split.rest_summary
 
     def attend(self, layer: Any, q: Tensor, k: Tensor, v: Tensor, *how: Any) -> Tensor:
-        """As `attention.Plan.attend`. The prefixes' queries are zeros, and nobody reads them."""
-        k_GTH, v_GTH = self.kept[layer]
-        q_NTH = q.new_zeros(q.shape[0], self.whole.length, q.shape[2])
-        q_NTH, k_GTH, v_GTH = (
-            x.index_copy(1, self.rest, own) for x, own in ((q_NTH, q), (k_GTH, k), (v_GTH, v))
+        """As `attention.Plan.attend`."""
+        k_GTH, v_GTH = (
+            kept.index_copy(1, self.rest, own)
+            for kept, own in zip(self.kept[layer], (k, v), strict=True)
         )
-        out_TNH = self.whole.attend(layer, q_NTH, k_GTH, v_GTH, *how)
-        return out_TNH.index_select(0, self.rest)
+        return self.whole.attend(layer, q, k_GTH, v_GTH, *how)

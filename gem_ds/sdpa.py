@@ -10,6 +10,7 @@ at most L tokens, M problems, Q queries, K keys.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from gem_ds.kernels import refuse, repeated
 from gem_ds.layout import Bounds
-from gem_ds.pieces import Batch, Pieces, Run, cut
+from gem_ds.pieces import Batch, Pieces, Places, Run, cut, cut_rest
 from gem_ds.segments import SummaryAttention
 
 PRODUCTS_UP_TO = 512  # keys, in bf16; beyond it the flash kernel is as fast, with less memory
@@ -33,8 +34,10 @@ class Sdpa(NamedTuple):
     pieces: Pieces
 
     @classmethod
-    def of(cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None) -> "Sdpa":
-        return cls(cut(bounds_D4, summary, window))
+    def of(
+        cls, bounds_D4: Bounds, summary: SummaryAttention, window: int | None, rest: bool = False
+    ) -> "Sdpa":
+        return cls((cut_rest if rest else cut)(bounds_D4, summary, window))
 
     def to(self, device: torch.device) -> "Sdpa":
         assert device.type == "cpu", "attention.choose offers this backend on a CPU only"
@@ -86,9 +89,9 @@ class _Attend(torch.autograd.Function):
         out = torch.cat(parts, dim=1).transpose(1, 2)
         vectors = [_vectors(x) for x in (q, k, v)] if plan.batches else []
         for batch in plan.batches:
-            q_b, k_b, v_b = (_gathered(x, batch, q.shape[1]) for x in vectors)
+            q_b, k_b, v_b = _of_batch(vectors, batch, q.shape[1])
             weights = _weights(q_b, k_b, batch.hidden, scale)
-            _put(out, batch, torch.bmm(weights.to(v.dtype), v_b))
+            _put(out, batch.queries, torch.bmm(weights.to(v.dtype), v_b))
         ctx.save_for_backward(q, k, v, out, *normalisers)
         ctx.plan, ctx.scale = plan, scale
         return out
@@ -123,6 +126,8 @@ class _Attend(torch.autograd.Function):
         for part in parts:
             totals.append(torch.cat(part, dim=1).transpose(1, 2))
             part.clear()  # before the next is put together
+        if plan.rest:  # keys of their own, most of them without a gradient
+            totals[1:] = [x.new_zeros(x.transpose(1, 2).shape).transpose(1, 2) for x in (k, v)]
         _, dk, dv = totals
         for run, *of_run in earlier:
             for total, x in zip((dk, dv), of_run, strict=True):
@@ -130,13 +135,15 @@ class _Attend(torch.autograd.Function):
                 of_keys.copy_(of_keys + x)
         vectors = [_vectors(x) for x in (q, k, v, grad)] if plan.batches else []
         for batch in plan.batches:
-            q_b, k_b, v_b, grad_b = (_gathered(x, batch, heads) for x in vectors)
+            q_b, k_b, v_b = _of_batch(vectors[:3], batch, heads)
+            grad_b = _gathered(vectors[3], batch.queries, heads)
             of_heads = grad_b.view(-1, heads, *grad_b.shape[1:])
-            of_heads.masked_fill_(~batch.kept[:, None, :, None], 0)
+            of_heads.masked_fill_(~batch.queries.kept[:, None, :, None], 0)
             weights = _weights(q_b, k_b, batch.hidden, scale)
             found = _chain(q_b, k_b, v_b, grad_b, weights, scale)
-            for total, x in zip(totals, found, strict=True):
-                _put(total, batch, x)
+            places = batch.queries, batch.keys, batch.keys
+            for total, x, of_batch in zip(totals, found, places, strict=True):
+                _put(total, of_batch, x)
         return *totals, None, None
 
 
@@ -282,19 +289,26 @@ def _vectors(x: Tensor) -> Tensor:
     return x[0].transpose(0, 1).contiguous()
 
 
-def _gathered(vectors_TNH: Tensor, batch: Batch, heads: int) -> Tensor:
-    """(B N, L, H) the documents of a batch, head by head, repeated up to `heads`."""
+def _of_batch(vectors: Sequence[Tensor], batch: Batch, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch's queries, keys and values, from q, k and v as `_vectors` gives them."""
+    places = batch.queries, batch.keys, batch.keys
+    q_b, k_b, v_b = (_gathered(x, p, heads) for x, p in zip(vectors, places, strict=True))
+    return q_b, k_b, v_b
+
+
+def _gathered(vectors_TNH: Tensor, places: Places, heads: int) -> Tensor:
+    """(B N, L, H) the tokens of a batch, head by head, repeated up to `heads`."""
     _, n, size = vectors_TNH.shape
-    rows = batch.rows(n, heads // n).gather
-    return vectors_TNH.view(-1, size).index_select(0, rows).view(-1, batch.tokens.shape[1], size)
+    rows = places.rows(n, heads // n).gather
+    return vectors_TNH.view(-1, size).index_select(0, rows).view(-1, places.tokens.shape[1], size)
 
 
-def _put(total: Tensor, batch: Batch, part: Tensor) -> None:
+def _put(total: Tensor, places: Places, part: Tensor) -> None:
     """Write (B N, L, H) to the batch's tokens of a stream; no other piece writes there."""
     heads, size = total.shape[1], total.shape[3]
-    n_documents, length = batch.tokens.shape
+    n_documents, length = places.tokens.shape
     if len(part) > n_documents * heads:  # heads that were repeated
         part = part.view(n_documents, heads, -1, length, size).sum(2)
-    rows = batch.rows(heads, 1)
+    rows = places.rows(heads, 1)
     found = part.view(-1, size).index_select(0, rows.kept)
     total[0].transpose(0, 1).view(-1, size).index_copy_(0, rows.scatter, found)

@@ -63,15 +63,24 @@ def runs(firsts: Index, lengths: Index) -> Index:
 
 
 def segments(
-    bounds_D4: Bounds, summary_attention: SummaryAttention = "isolated", window: int | None = None
+    bounds_D4: Bounds,
+    summary_attention: SummaryAttention = "isolated",
+    window: int | None = None,
+    rest: bool = False,
 ) -> Segments:
-    """The segments of a stream whose documents tile it (`layout.check`)."""
+    """The segments of a stream whose documents tile it (`layout.check`).
+
+    With `rest` those of the queries at summary tokens and in suffixes alone.
+    """
     bounds = bounds_D4.astype(np.int64)
     gem = bounds[layout.is_gem(bounds_D4)]
     k = int(gem[0, SUFFIX] - gem[0, SUMMARY]) if len(gem) else 0
     isolated = k > 1 and summary_attention == "isolated"
-    first_end = bounds[:, SUMMARY] if isolated else bounds[:, SUFFIX]
-    parts = [_part(bounds[:, START], first_end, bounds[:, START])]
+    if rest:
+        parts = [] if isolated else [_part(gem[:, SUMMARY], gem[:, SUFFIX], gem[:, START])]
+    else:
+        first_end = bounds[:, SUMMARY] if isolated else bounds[:, SUFFIX]
+        parts = [_part(bounds[:, START], first_end, bounds[:, START])]
     if isolated:
         one_k = (gem[:, SUMMARY, None] + np.arange(k)).ravel()
         far, far_end = np.repeat(gem[:, START], k), np.repeat(gem[:, SUMMARY], k)
@@ -90,20 +99,23 @@ def _part(start: Index, end: Index, near: Index) -> Index:
 
 
 class Spans(NamedTuple):
-    """What each token attends, (T,) int64 each: ``[near, itself]`` and ``[far, far_end)``."""
+    """What each query attends, (T,) int64 each: ``[near, own]``, `own` being its own place in the
+    stream, and ``[far, far_end)``."""
 
     near: Index
+    own: Index
     far: Index
     far_end: Index
 
 
 def spans(parts: Segments, window: int | None = None) -> Spans:
-    """The same plan token by token, near keys cut to the window."""
+    """The same plan query by query, near keys cut to the window."""
     of_T = np.repeat(np.arange(len(parts.start)), parts.n_queries)
     near_T = parts.near[of_T]
+    own_T = runs(parts.start, parts.n_queries)
     if window is not None:
-        near_T = np.maximum(near_T, np.arange(len(of_T)) - window + 1)
-    return Spans(near_T, parts.far[of_T], parts.far_end[of_T])
+        near_T = np.maximum(near_T, own_T - window + 1)
+    return Spans(near_T, own_T, parts.far[of_T], parts.far_end[of_T])
 
 
 def similar(lengths: Index, max_padding: float) -> Iterator[Index]:

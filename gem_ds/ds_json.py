@@ -1,0 +1,86 @@
+"""The DeepSpeed JSON of a run, which the flags of `config` complete.
+
+The JSON owns ZeRO, offload and precision; a value that flags own too is ``"auto"`` in it.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from gem_ds.config import TrainConfig
+from gem_ds.errors import InputError
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A DeepSpeed configuration file. Raises `InputError` where it is missing or no JSON object."""
+    try:
+        config = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; ds_configs/ has some") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object; ds_configs/zero3.json is an example")
+    return config
+
+
+def resolve_deepspeed(
+    raw: dict[str, Any], config: TrainConfig, world_size: int, hidden_size: int
+) -> dict[str, Any]:
+    """The JSON with every ``"auto"`` filled.
+
+    ZeRO-3's bucket sizes in elements are filled from the hidden size C as Transformers does
+    (C², 0.9 C², 10 C), with floors that keep small models from many small collectives. Raises
+    `InputError` where the JSON and a flag disagree, where the JSON sets what this trainer owns, or
+    where an ``"auto"`` is left over.
+    """
+    resolved = copy.deepcopy(raw)
+    for owned in ("optimizer", "scheduler"):
+        if owned in resolved:
+            raise InputError(
+                f"{config.deepspeed}: remove {owned!r}; flags such as --learning-rate set it"
+            )
+    # The optimizer here is torch's fused AdamW, on a CPU too: as fast as DeepSpeed's own there, and
+    # needing no compiler.
+    resolved.setdefault("zero_force_ds_cpu_optimizer", False)
+    bucket = max(hidden_size**2, 2**22)
+    values: dict[str, tuple[Any, str | None]] = {
+        "train_batch_size": (config.rows_per_step, "--rows-per-step"),
+        "train_micro_batch_size_per_gpu": (config.rows_per_micro_batch, "--rows-per-micro-batch"),
+        "gradient_accumulation_steps": (
+            config.accumulation(world_size),
+            "--rows-per-step / (--rows-per-micro-batch x ranks)",
+        ),
+        "gradient_clipping": (config.max_grad_norm, "--max-grad-norm"),
+        "zero_optimization.reduce_bucket_size": (bucket, None),
+        "zero_optimization.stage3_prefetch_bucket_size": (int(0.9 * bucket), None),
+        "zero_optimization.stage3_param_persistence_threshold": (
+            max(10 * hidden_size, 2**20),
+            None,
+        ),
+    }
+    for path, (value, flag) in values.items():
+        *parents, key = path.split(".")
+        node = resolved
+        for parent in parents:
+            node = node.get(parent, {})
+        if node.get(key) == "auto" or (flag and key not in node):
+            node[key] = value
+        elif flag and node[key] != value:
+            raise InputError(
+                f"{config.deepspeed} has {path} = {node[key]} but {flag} gives {value}; "
+                'write "auto" in the JSON or give the same value in both'
+            )
+    left = _autos(resolved)
+    if left:
+        raise InputError(
+            f'{config.deepspeed}: nothing here fills the "auto" of {", ".join(left)}; write a value'
+        )
+    return resolved
+
+
+def _autos(node: Any, path: str = "") -> list[str]:
+    if isinstance(node, dict):
+        return [p for key, value in node.items() for p in _autos(value, f"{path}.{key}".strip("."))]
+    return [path] if node == "auto" else []
