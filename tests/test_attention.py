@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attending import attend, equals_dense, is_no_farther_than_dense
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layouts import bounds_from, random_bounds
 from models import MIXED, hidden_states, tiny_model
@@ -26,16 +26,18 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 @settings(max_examples=60, deadline=None)
-@given(LAYOUTS, SUMMARY_ATTENTION, WINDOWS)
-def test_sdpa_equals_dense_in_fp32(bounds_D4, summary_attention, window):
-    equals_dense(bounds_D4, "sdpa", summary_attention, window)
+@given(LAYOUTS, SUMMARY_ATTENTION, WINDOWS, st.booleans())
+def test_sdpa_equals_dense_in_fp32(bounds_D4, summary_attention, window, rest):
+    assume(not rest or is_gem(bounds_D4).any())
+    equals_dense(bounds_D4, "sdpa", summary_attention, window, rest=rest)
 
 
 @pytest.mark.parametrize("size", [32, 64, 80, 128, 256])
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2), (6, 1)])
 def test_sdpa_equals_dense_for_all_heads(size, heads):
     row = bounds_from([(70, 2, 60), (30, 0, 0), (1, 2, 0), (5, 2, 9)])
-    equals_dense(row, "sdpa", heads=heads, size=size)
+    for rest in (False, True):
+        equals_dense(row, "sdpa", heads=heads, size=size, rest=rest)
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -46,6 +48,16 @@ def test_sdpa_in_half_precision_is_no_farther_from_fp32_than_dense(
     dtype, summary_attention, window, k, longest
 ):
     is_no_farther_than_dense("sdpa", dtype, summary_attention, window, k, longest=longest)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    ("summary_attention", "k", "longest"), [("isolated", 3, 60), ("causal", 1, 800)]
+)
+def test_so_it_is_for_a_few_queries(dtype, summary_attention, k, longest):
+    """Over more rows, since a row has fewer of them."""
+    case = {"longest": longest, "rest": True, "n_rows": 8}
+    is_no_farther_than_dense("sdpa", dtype, summary_attention, None, k, **case)
 
 
 def slow_varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
@@ -70,20 +82,23 @@ def slow_varlen(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size
 
 
 @settings(max_examples=40, deadline=None)
-@given(bounds(), SUMMARY_ATTENTION, WINDOWS)
-def test_varlen_hands_its_kernel_the_rule(bounds_D4, summary_attention, window):
+@given(bounds(), SUMMARY_ATTENTION, WINDOWS, st.booleans())
+def test_varlen_hands_its_kernel_the_rule(bounds_D4, summary_attention, window, rest):
     """With the kernel's contract in place of the kernel, which runs on GPUs only."""
+    assume(not rest or is_gem(bounds_D4).any())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "varlen_attn", slow_varlen)
-        equals_dense(bounds_D4, "varlen", summary_attention, window)
+        equals_dense(bounds_D4, "varlen", summary_attention, window, rest=rest)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=15, deadline=None)
-@given(bounds(), SUMMARY_ATTENTION, WINDOWS, st.sampled_from([None, 2.0]))
-def test_flex_forward_equals_dense(bounds_D4, summary_attention, window, cap):
+@given(bounds(), SUMMARY_ATTENTION, WINDOWS, st.sampled_from([None, 2.0]), st.booleans())
+def test_flex_forward_equals_dense(bounds_D4, summary_attention, window, cap, rest):
     """On the CPU, where FlexAttention computes no gradients."""
-    equals_dense(bounds_D4, "flex", summary_attention, window, softcap=cap, grad=False)
+    assume(not rest or is_gem(bounds_D4).any())
+    about = bounds_D4, "flex", summary_attention, window
+    equals_dense(*about, softcap=cap, grad=False, rest=rest)
 
 
 def test_a_token_moves_no_output_and_no_gradient_of_another_document():

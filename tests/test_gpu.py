@@ -10,6 +10,7 @@ from layouts import bounds_from, random_bounds
 from models import FAMILIES, MIXED, hidden_states, tiny_model
 
 from gem_ds.attention import attach, choose, make_plan
+from gem_ds.layout import is_gem
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -27,7 +28,10 @@ def exact_fp32(monkeypatch):
 @pytest.mark.parametrize("summary_attention", SUMMARY_ATTENTION)
 def test_flex_equals_dense_in_fp32(window, summary_attention):
     for seed in range(8):
-        equals_dense(random_bounds(seed), "flex", summary_attention, window, size=32, device="cuda")
+        row = random_bounds(seed)
+        for rest in [False] + [True] * bool(is_gem(row).any()):
+            case = {"size": 32, "device": "cuda", "rest": rest}
+            equals_dense(row, "flex", summary_attention, window, **case)
 
 
 @pytest.mark.parametrize("size", [32, 64, 80, 128, 256])
@@ -42,10 +46,12 @@ def test_flex_equals_dense_for_all_heads(size, heads):
 @pytest.mark.parametrize("summary_attention", SUMMARY_ATTENTION)
 @pytest.mark.parametrize("window", [None, 25])
 @pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("rest", [False, True])
 def test_half_precision_is_no_farther_from_fp32_than_dense(
-    backend, dtype, summary_attention, window, k
+    backend, dtype, summary_attention, window, k, rest
 ):
-    is_no_farther_than_dense(backend, dtype, summary_attention, window, k, size=32, device="cuda")
+    case = {"size": 32, "device": "cuda", "rest": rest, "n_rows": 8 if rest else 1}
+    is_no_farther_than_dense(backend, dtype, summary_attention, window, k, **case)
 
 
 @pytest.mark.parametrize("size", [32, 64, 80, 128, 256])
