@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 SHARD = "--row-length 512"
 # 302 steps are once over the 9,672 rows of openstax. All rows of a step are one micro-batch, so
-# that all its pairs are negatives of each other; a pair in 256 tokens is half of the default's.
+# that all its pairs are negatives of each other.
 TRAIN = (
     "--steps 302 --rows-per-step 32 --rows-per-micro-batch 32 --gradient-checkpointing false "
-    "--crop-every 256 --save-every 100 --keep-last 1"
+    "--save-every 100 --keep-last 1"
 )
 
 
