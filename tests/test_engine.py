@@ -277,8 +277,9 @@ def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
     assert assemble.new_tokens(already, manifest) == []
     plain = dataclasses.replace(manifest, counts={"documents": {"plain": 9}})
     with pytest.raises(InputError, match=r"only plain documents.*--alpha 0"):
-        build._check_objective(config_of(made), plain)
+        build._check_objective(config_of(made, positives="dropout"), plain)
     build._check_objective(config_of(made, alpha=0.0), plain)
+    build._check_objective(config_of(made), plain)  # crops, which every text has
 
 
 def test_no_shared_memory_is_left(trained):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lab
 import pytest
+import torch
 import zstandard
 from exports import tiny
 from lab_runs import TABLE, Run, Table
@@ -23,7 +24,7 @@ TRAIN = "--steps 2 --rows-per-step 2 --alpha-start 0"
 def place(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
     """A folder with a base, a corpus and held-out texts."""
     folder = tmp_path_factory.mktemp("lab")
-    lm = tiny("llama", 400)
+    lm = tiny("llama", 400).to(torch.bfloat16)  # what it is trained in, so that nothing is rounded
     lm.config.max_position_embeddings = 600
     lm.save_pretrained(folder / "base")
     for file in tokenizer_dir.iterdir():

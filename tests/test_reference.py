@@ -238,7 +238,7 @@ def two_ranks(made, common):
 STEP = {"steps": 50, "alpha_start": 3, "gradients": 3, "noise": 0.05, "kl_to_base": 2.0}
 STEP |= {"max_grad_norm": 1e9}
 RUN = {"steps": 6, "save_every": 3, "alpha_start": 2, "warmup_steps": 0, "learning_rate": 1e-2}
-RUN |= {"contrastive_learning_rate": 1e-2}
+RUN |= {"contrastive_learning_rate": 1e-2, "positives": "dropout"}
 
 
 def test_two_ranks_are_one_rank_with_two_micro_rows(made, common, two_ranks):
