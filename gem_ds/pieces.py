@@ -43,7 +43,7 @@ class Places:
     kept: Tensor  # (B, L) bool, those whose outputs and gradients are wanted: no padding
     _rows: dict[tuple[int, int], Rows] = field(default_factory=dict)
 
-    def rows(self, heads: int, groups: int) -> Rows:
+    def _of_heads(self, heads: int, groups: int) -> Rows:
         """The same for all layers, so made once."""
         if (heads, groups) not in self._rows:
             rows_BNL = self.tokens[:, None, :] * heads + torch.arange(heads)[:, None]
@@ -54,6 +54,23 @@ class Places:
                 kept,
             )
         return self._rows[heads, groups]
+
+    def gathered(self, vectors_TNH: Tensor, heads: int) -> Tensor:
+        """(B N, L, H) the vectors of these tokens, head by head, repeated up to `heads`."""
+        _, n, size = vectors_TNH.shape
+        rows = self._of_heads(n, heads // n).gather
+        return vectors_TNH.view(-1, size).index_select(0, rows).view(-1, self.tokens.shape[1], size)
+
+    def put(self, total: Tensor, part: Tensor) -> None:
+        """Write (B N, L, H) to the kept tokens of a stream (1, N, T, H) that lies in memory as (T,
+        N, H); no other piece writes there."""
+        heads, size = total.shape[1], total.shape[3]
+        n_documents, length = self.tokens.shape
+        if len(part) > n_documents * heads:  # heads that were repeated
+            part = part.view(n_documents, heads, -1, length, size).sum(2)
+        rows = self._of_heads(heads, 1)
+        found = part.view(-1, size).index_select(0, rows.kept)
+        total[0].transpose(0, 1).view(-1, size).index_copy_(0, rows.scatter, found)
 
 
 class Batch(NamedTuple):

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from gem_ds.kernels import refuse, repeated
 from gem_ds.layout import Bounds
-from gem_ds.pieces import Batch, Pieces, Places, Run, cut, cut_rest
+from gem_ds.pieces import Batch, Pieces, Run, cut, cut_rest
 from gem_ds.segments import SummaryAttention
 
 PRODUCTS_UP_TO = 512  # keys, in bf16; beyond it the flash kernel is as fast, with less memory
@@ -91,7 +91,7 @@ class _Attend(torch.autograd.Function):
         for batch in plan.batches:
             q_b, k_b, v_b = _of_batch(vectors, batch, q.shape[1])
             weights = _weights(q_b, k_b, batch.hidden, scale)
-            _put(out, batch.queries, torch.bmm(weights.to(v.dtype), v_b))
+            batch.queries.put(out, torch.bmm(weights.to(v.dtype), v_b))
         ctx.save_for_backward(q, k, v, out, *normalisers)
         ctx.plan, ctx.scale = plan, scale
         return out
@@ -136,14 +136,14 @@ class _Attend(torch.autograd.Function):
         vectors = [_vectors(x) for x in (q, k, v, grad)] if plan.batches else []
         for batch in plan.batches:
             q_b, k_b, v_b = _of_batch(vectors[:3], batch, heads)
-            grad_b = _gathered(vectors[3], batch.queries, heads)
+            grad_b = batch.queries.gathered(vectors[3], heads)
             of_heads = grad_b.view(-1, heads, *grad_b.shape[1:])
             of_heads.masked_fill_(~batch.queries.kept[:, None, :, None], 0)
             weights = _weights(q_b, k_b, batch.hidden, scale)
             found = _chain(q_b, k_b, v_b, grad_b, weights, scale)
             places = batch.queries, batch.keys, batch.keys
             for total, x, of_batch in zip(totals, found, places, strict=True):
-                _put(total, of_batch, x)
+                of_batch.put(total, x)
         return *totals, None, None
 
 
@@ -292,23 +292,5 @@ def _vectors(x: Tensor) -> Tensor:
 def _of_batch(vectors: Sequence[Tensor], batch: Batch, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """A batch's queries, keys and values, from q, k and v as `_vectors` gives them."""
     places = batch.queries, batch.keys, batch.keys
-    q_b, k_b, v_b = (_gathered(x, p, heads) for x, p in zip(vectors, places, strict=True))
+    q_b, k_b, v_b = (p.gathered(x, heads) for x, p in zip(vectors, places, strict=True))
     return q_b, k_b, v_b
-
-
-def _gathered(vectors_TNH: Tensor, places: Places, heads: int) -> Tensor:
-    """(B N, L, H) the tokens of a batch, head by head, repeated up to `heads`."""
-    _, n, size = vectors_TNH.shape
-    rows = places.rows(n, heads // n).gather
-    return vectors_TNH.view(-1, size).index_select(0, rows).view(-1, places.tokens.shape[1], size)
-
-
-def _put(total: Tensor, places: Places, part: Tensor) -> None:
-    """Write (B N, L, H) to the batch's tokens of a stream; no other piece writes there."""
-    heads, size = total.shape[1], total.shape[3]
-    n_documents, length = places.tokens.shape
-    if len(part) > n_documents * heads:  # heads that were repeated
-        part = part.view(n_documents, heads, -1, length, size).sum(2)
-    rows = places.rows(heads, 1)
-    found = part.view(-1, size).index_select(0, rows.kept)
-    total[0].transpose(0, 1).view(-1, size).index_copy_(0, rows.scatter, found)
