@@ -3,12 +3,11 @@
 What a run does then is the business of `engine`.
 """
 
-import importlib.metadata
-import json
 import logging
 import os
 import shutil
 import warnings
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +17,7 @@ import deepspeed
 import torch
 from transformers import AutoConfig
 
-from gem_ds import attention, checkpoint, dist
+from gem_ds import attention, checkpoint, dist, elastic, record, run_folder
 from gem_ds.assemble import build_engine, dtype_of
 from gem_ds.batches import BatchOptions
 from gem_ds.config import TrainConfig
@@ -26,16 +25,13 @@ from gem_ds.data import Loader
 from gem_ds.documents import CONTINUATION, PAIR, PLAIN
 from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.errors import InputError
-from gem_ds.files import replacing
 from gem_ds.manifest import Manifest
 from gem_ds.objectives import Schedule
 from gem_ds.positives import PositiveOptions
 from gem_ds.shards import Shards
+from gem_ds.watchdog import Watchdog
 
-VERSIONS = (
-    *("gem_ds", "torch", "deepspeed", "transformers", "peft"),
-    *("tokenizers", "numpy", "pyarrow"),
-)
+JOINING_MINUTES = 30.0  # to wait for a rank before the first step, while models are loaded
 
 
 @dataclass(frozen=True)
@@ -47,16 +43,24 @@ class Run:
     engine: Any
     loader: Loader
     schedule: Schedule
-    state: dict[str, Any]  # what its checkpoints must agree with
+    state: dict[str, Any]  # what its checkpoints must agree with, and a record
     first_step: int
+    watchdog: Watchdog
 
     @property
     def folder(self) -> Path:
         return Path(self.config.output)
 
+    def state_at(self, step: int) -> dict[str, Any]:
+        """The state of its checkpoint after so many steps."""
+        return {**self.state, "step": step, "rows": step * self.config.rows_per_step}
 
-def open_run(config: TrainConfig) -> Run:
-    """Join the other ranks, check everything, build, and resume where that is asked for."""
+
+def open_run(config: TrainConfig, stack: ExitStack) -> Run:
+    """Join the other ranks, check everything, build, and resume where that is asked for.
+
+    What is to be given back when the run ends goes on the stack.
+    """
     device = _start_process(config)
     config.check(dist.world_size())
     shards = Shards(config.shards)
@@ -66,15 +70,41 @@ def open_run(config: TrainConfig) -> Run:
     ds_config = resolve_deepspeed(
         read_json(config.deepspeed), config, dist.world_size(), hidden_size
     )
-    done = _open_folder(config)
+    watchdog = run_folder.enter(config, stack)
+    checkpoint_found = run_folder.to_resume(config)
     engine = build_engine(config, ds_config, manifest)
-    state = _state(config, manifest, engine.module.lm.config)
-    first_step = checkpoint.load(engine, done[-1], state) if done else 0
+    state = _state(config, manifest, engine)
+    first_step = 0
+    if checkpoint_found is not None:
+        saved = checkpoint.check_agrees(checkpoint_found, state)
+        elastic.load(engine, checkpoint_found, saved[checkpoint.RECORD], state[checkpoint.RECORD])
+        first_step = saved["step"]
+    dist.same_on_all(lambda: run_folder.check_room(config, engine))
     backend = attention.choose(config.attention, engine.module.lm, device, dtype_of(ds_config))
+    started = record.environment()
     if dist.rank() == 0:
-        _describe(config, ds_config, manifest)
+        folder = Path(config.output)
+        shutil.copytree(Path(config.shards) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+        resolved = {"config": asdict(config), "deepspeed": ds_config, "manifest": manifest.digest}
+        record.write(folder, first_step, started, {**resolved, "attention": backend})
         print(f"attention: {backend} on the {device.type}, {config.summary_attention} summaries")
-    options = BatchOptions(
+    loader = Loader(
+        shards,
+        _batch_options(config, manifest, backend),
+        config.rows_per_step,
+        config.rows_per_micro_batch,
+        dist.rank(),
+        dist.world_size(),
+        config.seed,
+    )
+    schedule = _schedule(config, hidden_size)
+    return Run(config, device, engine, loader, schedule, state, first_step, watchdog)
+
+
+def _batch_options(
+    config: TrainConfig, manifest: Manifest, backend: attention.Backend
+) -> BatchOptions:
+    return BatchOptions(
         positives=PositiveOptions(
             kinds=config.positive_kinds(manifest.documents),
             prefix_dropout=config.prefix_dropout,
@@ -92,17 +122,11 @@ def open_run(config: TrainConfig) -> Run:
         else 0,
         frozen_text=config.adapter == "summary",
     )
-    loader = Loader(
-        shards,
-        options,
-        config.rows_per_step,
-        config.rows_per_micro_batch,
-        dist.rank(),
-        dist.world_size(),
-        config.seed,
-    )
+
+
+def _schedule(config: TrainConfig, hidden_size: int) -> Schedule:
     ntp_rate, contrastive_rate = config.rates(hidden_size)
-    schedule = Schedule(
+    return Schedule(
         steps=config.steps,
         warmup=config.warmup_steps,
         ntp_rate=ntp_rate,
@@ -113,7 +137,6 @@ def open_run(config: TrainConfig) -> Run:
         alpha_ramp=config.alpha_ramp,
         alpha_shape=config.alpha_shape,
     )
-    return Run(config, device, engine, loader, schedule, state, first_step)
 
 
 def _start_process(config: TrainConfig) -> torch.device:
@@ -124,13 +147,18 @@ def _start_process(config: TrainConfig) -> torch.device:
         os.environ.setdefault(name, value)  # started without a launcher: one process
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
-    deepspeed.init_distributed(timeout=timedelta(minutes=config.timeout_minutes))
+    # Beside the watchdog's timeout, which is for steps.
+    minutes = max(JOINING_MINUTES, 2 * config.timeout_minutes)
+    deepspeed.init_distributed(timeout=timedelta(minutes=minutes))
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
     _forget_shared_memory()
@@ -197,39 +225,13 @@ def _model_config(config: TrainConfig, manifest: Manifest) -> Any:
     return hf_config
 
 
-def _open_folder(config: TrainConfig) -> list[Path]:
-    """Make the run's folder; its checkpoints. Refuses one that another run has filled."""
-    folder = Path(config.output)
-    done = checkpoint.found(folder)
-    if done and config.resume == "never":
-        raise InputError(
-            f"{folder} already has checkpoints (newest {done[-1].name}); continue with "
-            "--resume auto or choose another --output"
-        )
-    checkpoint.folder_of(folder).mkdir(parents=True, exist_ok=True)
-    return done
-
-
-def _describe(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest) -> None:
-    """Write into the run's folder what it takes to repeat the run and to export it."""
-    folder = Path(config.output)
-    shutil.copytree(Path(config.shards) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-    resolved = {
-        "config": asdict(config),
-        "deepspeed": ds_config,
-        "manifest": manifest.digest,
-        "world_size": dist.world_size(),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-    }
-    with replacing(folder / "run.json") as partial:
-        partial.write_text(json.dumps(resolved, indent=1))
-
-
-def _state(config: TrainConfig, manifest: Manifest, model_config: Any) -> dict[str, Any]:
-    """What a checkpoint must agree with for this run to continue from it."""
-    shape = model_config.get_text_config()
+def _state(config: TrainConfig, manifest: Manifest, engine: Any) -> dict[str, Any]:
+    """What a checkpoint must agree with for this run to continue from it, and a record."""
+    shape = engine.module.lm.config.get_text_config()
+    adapter = [config.adapter, config.lora_rank, config.lora_alpha]
     return {
         "step": 0,
+        "rows": 0,
         "model_type": shape.model_type,
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": shape.num_hidden_layers,
@@ -238,11 +240,14 @@ def _state(config: TrainConfig, manifest: Manifest, model_config: Any) -> dict[s
         "summary_attention": config.summary_attention,
         "aggregation": config.aggregation,
         "dimensions": list(config.dimensions()),
-        "adapter": None
-        if config.adapter == "none"
-        else [config.adapter, config.lora_rank, config.lora_alpha],
+        "adapter": None if config.adapter == "none" else adapter,
         "manifest": manifest.digest,
         "rows_per_step": config.rows_per_step,
         "seed": config.seed,
-        "world_size": dist.world_size(),
+        checkpoint.RECORD: {
+            "world_size": dist.world_size(),
+            "zero_stage": engine.zero_optimization_stage(),
+            "config": asdict(config),
+            "versions": record.versions(),
+        },
     }

@@ -1,13 +1,14 @@
-"""Checkpoints of a run: writing them whole, finding them, and reading their weights.
+"""Checkpoints of a run as folders: finding them, trusting them, reading their weights.
 
-A checkpoint is written as ``step-N.tmp`` by every rank and renamed when it is complete, so a folder
-named ``step-N`` is one that can be trusted. It holds DeepSpeed's files, the Transformers
-configuration under ``model/`` and ``gem.json``: what a run must agree with to continue.
+``checkpoints/step-N`` holds DeepSpeed's files, the Transformers configuration under ``model/`` and
+``gem.json``: what a run must agree with to continue, what wrote it, and the size and sha256 of
+every other file. The folder gets its name when it is complete, and ``checkpoints/latest`` names the
+one to go on from. How they are written is the business of `saving`; how one is read on another
+number of ranks, of `elastic`.
 """
 
+import hashlib
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from gem_ds import dist, files
 from gem_ds.errors import InputError
 
 STATE = "gem.json"
+LATEST = "latest"
+RECORD = "record"  # in the state: what a run need not agree with
+_FILES, _DIGEST = "files", "sha256"
 _PREFIX = "lm."  # of the language model's parameters in `model.GemModel`
 ROWS = "summary_rows.weight"  # the summary tokens' own there, where the base is frozen
 
@@ -25,94 +29,142 @@ def folder_of(run: Path) -> Path:
     return run / "checkpoints"
 
 
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def found(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    names = folder_of(run).glob("step-*")
-    return sorted(p for p in names if p.suffix != ".tmp" and (p / STATE).is_file())
+    names = folder_of(run).glob("step-????????")
+    return sorted(p for p in names if (p / STATE).is_file())
+
+
+def up_to_latest(run: Path) -> list[Path]:
+    """The complete checkpoints up to the one that ``latest`` names, oldest first.
+
+    Raises `InputError` where there are some and ``latest`` is not there or not readable.
+    """
+    checkpoints = found(run)
+    if not checkpoints:
+        return []
+    latest = folder_of(run) / LATEST
+    try:
+        named = latest.read_text().strip()
+        return [path for path in checkpoints if path.name <= name_of(step_of(Path(named)))]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{latest} does not name a checkpoint ({error}), so it is not known which to go on "
+            f"from; write one into it, such as: echo {checkpoints[-1].name} > {latest}"
+        ) from error
 
 
 def find(run: Path, step: int | None = None) -> Path:
-    """The checkpoint of a step, or the newest. Raises `InputError` where there is none."""
-    checkpoints = found(run)
+    """The checkpoint of a step, or the latest. Raises `InputError` where there is none."""
+    checkpoints = found(run) if step is not None else up_to_latest(run)
     if not checkpoints:
         raise InputError(f"no checkpoint in {folder_of(run)}; is {run} the --output of a run?")
     if step is None:
         return checkpoints[-1]
     for path in checkpoints:
-        if path.name == _name(step):
+        if path.name == name_of(step):
             return path
-    steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in checkpoints)
+    steps = ", ".join(str(step_of(path)) for path in checkpoints)
     raise InputError(f"no checkpoint of step {step} in {folder_of(run)}; there are {steps}")
 
 
+def write_state(checkpoint: Path, state: dict[str, Any], written: dict[str, Any]) -> None:
+    """Write ``gem.json``: a state and what the other files are, by their path in the folder."""
+    content = {**state, _FILES: written}
+    content[_DIGEST] = _digest(content)
+    path = checkpoint / STATE
+    path.write_text(json.dumps(content, indent=1))
+    files.sync(path)
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The ``gem.json`` of a checkpoint."""
+    """The ``gem.json`` of a checkpoint. Raises `InputError` unless it is as it was written."""
+    path = checkpoint / STATE
     try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{checkpoint / STATE} cannot be read ({error}); use another") from error
+        state: dict[str, Any] = json.loads(path.read_bytes())
+        if state.pop(_DIGEST) != _digest(state):
+            raise ValueError("its content is not what its sha256 is of")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} cannot be trusted ({error!r}); use another") from error
     return state
 
 
-def save(
-    engine: Any,
-    run: Path,
-    state: dict[str, Any],
-    save_config: Callable[[Path], None],
-    keep_last: int,
-) -> Path:
-    """Write the checkpoint of ``state["step"]`` and remove all but the newest `keep_last`.
+def entry_of(path: Path) -> list[Any]:
+    """What ``gem.json`` says of a file: its bytes and their sha256."""
+    return [path.stat().st_size, files.sha256(path)]
 
-    All ranks call. Until the rename nothing of it counts, and no older checkpoint is touched.
-    """
-    folder = folder_of(run)
-    final = folder / _name(state["step"])
-    partial = final.with_suffix(".tmp")
-    if dist.rank() == 0:
-        for stale in folder.glob("*.tmp"):
-            shutil.rmtree(stale)
-    dist.barrier()
+
+def damage(checkpoint: Path, part: int = 0, n_parts: int = 1) -> str:
+    """What is wrong with a checkpoint, or nothing. Of n parts of its files one is read."""
     try:
-        engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    except (OSError, RuntimeError) as error:  # torch raises either where a disk is full
+        written: dict[str, list[Any]] = read_state(checkpoint)[_FILES]
+    except (InputError, KeyError) as error:
+        return str(error)
+    for name in sorted(written)[part::n_parts]:
+        path = checkpoint / name
+        try:
+            size, digest = entry_of(path)
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        if size != written[name][0]:
+            return f"{path} has {size:,} bytes instead of {written[name][0]:,}"
+        if digest != written[name][1]:
+            return f"{path} is not what was written: its sha256 differs"
+    return ""
+
+
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint up to ``latest`` that is undamaged, and what is wrong with later ones.
+
+    All ranks call; each reads its share of the files. Raises `InputError` where all are damaged.
+    """
+    warnings: list[str] = []
+    candidates = dist.same_on_all(lambda: up_to_latest(run))
+    for path in reversed(candidates):
+        wrong = damage(path, dist.rank(), dist.world_size())
+        found_wrong = [text for text in dist.gather(wrong) if text]
+        if not found_wrong:
+            return path, warnings
+        warnings.append(f"{path} is damaged: {found_wrong[0]}")
+    if warnings:
         raise InputError(
-            f"cannot write the checkpoint {partial}: {str(error).splitlines()[0]}; make room and "
-            "continue with --resume auto from the checkpoint before, which is untouched"
-        ) from error
-    dist.barrier()
-    if dist.rank() == 0:
-        save_config(partial / "model")
-        (partial / STATE).write_text(json.dumps(state, indent=1))
-        _sync_tree(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        files.sync(folder)
-        for old in found(run)[:-keep_last]:
-            shutil.rmtree(old)
-    dist.barrier()
-    return final
+            f"no checkpoint of {folder_of(run)} is whole ({'; '.join(warnings)}); restore one from "
+            "a copy, or choose another --output"
+        )
+    return None, []
 
 
-def load(engine: Any, checkpoint: Path, state: dict[str, Any]) -> int:
-    """Put a checkpoint into the engine and return the number of steps done.
+def check_agrees(checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint, if a run of `state` may continue from it.
 
-    `state` is what the present run would save; where a key other than the step differs, the
-    checkpoint is another run's and `InputError` names the key.
+    Where a key other than the step and the record differs, the checkpoint is another run's and
+    `InputError` names the key.
     """
     saved = read_state(checkpoint)
     for key, value in state.items():
-        if key != "step" and saved.get(key) != value:
+        if key not in ("step", "rows", RECORD) and saved.get(key) != value:
             raise InputError(
                 f"{checkpoint} was written with {key} = {saved.get(key)!r}, this run has "
                 f"{value!r}; continue with the same, or choose another --output"
             )
+    return saved
+
+
+def load(engine: Any, checkpoint: Path) -> None:
+    """Put a checkpoint into an engine of as many ranks and the same ZeRO stage."""
     path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if path is None:
         raise InputError(
             f"{checkpoint} cannot be loaded; remove it to continue from the one before"
         )
-    return int(saved["step"])
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -120,10 +172,14 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
 
     Of parameters that share memory (tied embeddings) only the first name is given. Trained weights
     are in fp32. Where the base was frozen, its weights are in the dtype of the run, adapters have
-    `peft`'s names, and `ROWS` are the summary tokens' rows (k, C).
+    `peft`'s names, and `ROWS` are the summary tokens' rows (k, C). Raises `InputError` for a
+    damaged checkpoint.
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    wrong = damage(checkpoint)
+    if wrong:
+        raise InputError(f"{wrong}; use another checkpoint (--step)")
     state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -134,11 +190,5 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        files.sync(path)
-    files.sync(folder)
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -113,12 +113,27 @@ class TrainConfig:
     lora_alpha: float = _flag("the adapters are scaled by lora_alpha / lora_rank", 32.0)
 
     save_every: int = _flag("steps between checkpoints; the last step is always saved", 500)
-    keep_last: int = _flag("checkpoints kept", 2)
+    keep_last: int = _flag("newest checkpoints kept", 2)
+    keep_every: int = _flag("and those of every so many steps; 0 keeps no others", 0)
+    background_save: bool = _flag(
+        "write checkpoints while training goes on, from a copy in the host's memory", True
+    )
     resume: Literal["auto", "never"] = _flag(
-        "auto continues from the run's newest checkpoint, where there is one", "never"
+        "auto continues from the run's latest checkpoint, where there is one, also on another "
+        "number of processes or with another ZeRO stage",
+        "never",
+    )
+    rehearse: bool = _flag(
+        "compute the longest of the coming rows before the first step, to see that memory suffices",
+        True,
     )
     max_skipped_steps: int = _flag("stop after so many steps in a row without finite gradients", 5)
-    timeout_minutes: float = _flag("after which a collective that waits for a rank fails", 30.0)
+    timeout_minutes: float = _flag(
+        "after which a run that does not move ends, and says which rank kept it", 10.0
+    )
+    deterministic: bool = _flag(
+        "only computations that give the same bits again; slower on a GPU", False
+    )
     local_rank: int = _flag("set by the launcher", -1)
 
     def check(self, world_size: int) -> None:
@@ -154,6 +169,7 @@ class TrainConfig:
             "rows_per_micro_batch": self.rows_per_micro_batch > 0,
             "save_every": self.save_every > 0,
             "keep_last": self.keep_last > 0,
+            "keep_every": self.keep_every >= 0,
             "max_skipped_steps": self.max_skipped_steps > 0,
             "warmup_steps": self.warmup_steps >= 0,
             "alpha_start": self.alpha_start >= 0,

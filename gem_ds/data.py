@@ -83,19 +83,29 @@ class Loader:
         self._next = key, self._thread.submit(self._make, *key)
         return batches
 
+    def longest(self, step: int, n_rows: int, with_targets: bool, with_views: bool) -> Batch:
+        """A micro-batch of the longest among this rank's `n_rows` rows from a step on."""
+        ids: list[int] = []
+        while len(ids) < n_rows:
+            ids += [i for micro_batch in self.row_ids(step) for i in micro_batch]
+            step += 1
+        ids = sorted(set(ids[:n_rows]))
+
+        def length(i: int) -> tuple[int, int]:
+            batch = self._batch([i], with_targets, with_views)
+            return batch.input_ids.numel() + len(batch.targets), i
+
+        ids = sorted(ids, key=length, reverse=True)
+        n = self.rows_per_round // self.world_size
+        return self._batch((ids * n)[:n], with_targets, with_views)
+
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
     def _make(self, step: int, with_targets: bool, with_views: bool) -> list[Batch]:
         epoch, _, _ = self.epoch_at(step * self.rows_per_step)
-        return [
-            make_batch(
-                [self.shards.read(i) for i in ids],
-                ids,
-                self.options,
-                with_targets,
-                with_views,
-                (self.seed, epoch),
-            )
-            for ids in self.row_ids(step)
-        ]
+        return [self._batch(ids, with_targets, with_views, epoch) for ids in self.row_ids(step)]
+
+    def _batch(self, ids: list[int], with_targets: bool, with_views: bool, epoch: int = 0) -> Batch:
+        rows = [self.shards.read(i) for i in ids]
+        return make_batch(rows, ids, self.options, with_targets, with_views, (self.seed, epoch))

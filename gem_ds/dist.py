@@ -1,10 +1,15 @@
 """What the ranks of a run say to each other. Without a process group everything is one rank."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from gem_ds.errors import InputError
+
+T = TypeVar("T")
 
 
 def initialized() -> bool:
@@ -19,6 +24,11 @@ def world_size() -> int:
     return dist.get_world_size() if initialized() else 1
 
 
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error is of a collective: another rank left, or the network did."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def barrier() -> None:
     if initialized():
         dist.barrier()
@@ -30,6 +40,31 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if initialized():
         dist.all_reduce(total)
     return total
+
+
+def gather(value: T) -> list[T]:
+    """A small object of every rank, by rank, on all ranks."""
+    if not initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def same_on_all(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on all ranks. An `InputError` or `OSError` of rank 0 is raised on all."""
+    made: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            made[0] = make()
+        except (InputError, OSError) as error:
+            made[1] = error if isinstance(error, InputError) else InputError(str(error))
+    if initialized():
+        dist.broadcast_object_list(made, src=0)
+    if made[1] is not None:
+        raise made[1]
+    value: T = made[0]
+    return value
 
 
 class _GatherRows(torch.autograd.Function):

@@ -1,54 +1,122 @@
 """The training loop: from a configuration to checkpoints. Building a run is `build`'s business."""
 
-import json
 import time
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import NamedTuple
 
 import torch
 
-from gem_ds import checkpoint, dist
+from gem_ds import dist
 from gem_ds.batches import Batch
 from gem_ds.build import Run, open_run
 from gem_ds.config import TrainConfig
-from gem_ds.errors import InputError
+from gem_ds.errors import InputError, StoppedError
+from gem_ds.health import Health
 from gem_ds.metrics import Metrics, memory_gib
 from gem_ds.objectives import step_loss
+from gem_ds.rehearsal import memory_advice, rehearse
+from gem_ds.saving import Retention, Saver
+from gem_ds.stopping import StopRequest, stop_requests
+from gem_ds.watchdog import Watchdog
 
 
 def train(config: TrainConfig) -> None:
-    """Run training to its last step. Raises `InputError` for what the user can mend."""
-    run = open_run(config)
-    metrics = Metrics(run.folder, run.first_step, config.steps, enabled=dist.rank() == 0)
-    with closing(metrics), closing(run.loader):
-        _loop(run, metrics)
+    """Run training to its last step.
+
+    Raises `InputError` for what the user can mend, `StoppedError` where it was asked to stop.
+    """
+    with ExitStack() as stack:
+        request = stack.enter_context(stop_requests())
+        run = open_run(config, stack)
+        stack.enter_context(closing(run.loader))
+        enabled = dist.rank() == 0
+        metrics = Metrics(run.folder, run.first_step, config.steps, enabled)
+        stack.enter_context(closing(metrics))
+        saver = Saver(
+            run.engine,
+            run.folder,
+            run.engine.module.save_config,
+            Retention(config.keep_last, config.keep_every),
+            metrics.say,
+            config.background_save,
+        )
+        stack.enter_context(closing(saver))
+        stack.enter_context(_naming_lost_ranks(run.watchdog))
+        _loop(run, metrics, saver, request)
 
 
-def _loop(run: Run, metrics: Metrics) -> None:
-    config = run.config
-    skipped = 0
+@contextmanager
+def _naming_lost_ranks(watchdog: Watchdog) -> Iterator[None]:
+    """Turns what a collective says when another rank is gone into which one, and why."""
+    try:
+        yield
+    except RuntimeError as error:
+        missing = watchdog.missing() if dist.is_lost(error) else ""
+        if not missing:
+            raise
+        raise InputError(f"{missing}; the run ends, continue with --resume auto") from error
+
+
+def _loop(run: Run, metrics: Metrics, saver: Saver, request: StopRequest) -> None:
+    config, health = run.config, Health(run.folder)
+    if config.rehearse and run.first_step < config.steps:
+        run.watchdog.move("rehearsing the longest rows")
+        with memory_advice(run, "while rehearsing the longest rows"):
+            rehearse(run)
+    done = run.first_step
     for step in range(run.first_step, config.steps):
-        values, batches = train_step(run, step)
-        skipped = skipped + 1 if values["train/skipped"] else 0
-        metrics.log(step, values)
-        if skipped:
-            _report_skip(run.folder, step, batches, skipped, config.max_skipped_steps)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            path = checkpoint.save(
-                run.engine,
-                run.folder,
-                {**run.state, "step": step + 1},
-                run.engine.module.save_config,
-                config.keep_last,
-            )
-            metrics.say(f"saved {path}")
+        with memory_advice(run, f"in step {step}"):
+            taken = train_step(run, step, [request.made, saver.written])
+        metrics.log(step, taken.values)
+        rows = [i for batch in taken.batches for i in batch.row_ids]
+        for text in health.see(step, taken.values, rows):
+            metrics.say(f"step {step}: {text}")
+        stop, n_written = taken.flags
+        if n_written == dist.world_size():
+            saver.conclude()
+        hopeless = health.skipped >= config.max_skipped_steps
+        done = step + 1 - (health.skipped if hopeless else 0)
+        if done % config.save_every == 0 or done == config.steps or stop or hopeless:
+            run.watchdog.move(f"saving the checkpoint of step {done}")
+            saver.save(run.state_at(done))
+        if hopeless or (stop and done < config.steps):
+            break
+    run.watchdog.move("finishing the last checkpoint")
+    saved = saver.finish()
+    if health.skipped >= config.max_skipped_steps:
+        raise InputError(
+            f"{health.skipped} steps in a row, the last {step}, had gradients that are not finite; "
+            f"their rows are in {run.folder}/unusual-rank*.jsonl, and a checkpoint from before "
+            "them is the latest; lower --learning-rate or look at those rows, then continue with "
+            "--resume auto"
+        )
+    if not saved:
+        raise InputError(
+            f"the checkpoint of step {done} could not be written, see above; make room and "
+            "continue with --resume auto from the one before, which is untouched"
+        )
+    if done < config.steps:
+        raise StoppedError(
+            f"stopped as asked, after {done} of {config.steps} steps, with a checkpoint; continue "
+            "with --resume auto"
+        )
 
 
-def train_step(run: Run, step: int) -> tuple[dict[str, float], list[Batch]]:
-    """One optimizer step. Returns its metrics, the same on all ranks, and this rank's
-    micro-batches. ``train/skipped`` is 1 where the gradient was not finite and nothing moved."""
+class Step(NamedTuple):
+    """A step that was taken."""
+
+    values: dict[str, float]  # metrics, the same on all ranks
+    batches: list[Batch]  # this rank's micro-batches
+    flags: list[int]  # on how many ranks each flag was set
+
+
+def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
+    """One optimizer step. ``train/skipped`` is 1 where the gradient was not finite and nothing
+    moved. `flags` are what ranks want to tell each other: they travel with the losses."""
     began = time.perf_counter()
     engine, device = run.engine, run.device
+    run.watchdog.move(f"in step {step}, reading rows")
     # For models with dropout: a function of the step, so that resuming repeats it.
     torch.manual_seed((run.config.seed << 40) + (step << 16) + dist.rank())
     alpha, rate = run.schedule.alpha_at(step), run.schedule.rate_at(step)
@@ -56,6 +124,7 @@ def train_step(run: Run, step: int) -> tuple[dict[str, float], list[Batch]]:
         group["lr"] = rate
     batches = run.loader.step(step, with_targets=alpha < 1, with_views=alpha > 0)
     loaded = time.perf_counter()
+    run.watchdog.move(f"in step {step}, computing")
     local = [
         sum(len(b.targets) for b in batches),
         sum(len(b.anchors) for b in batches),
@@ -83,10 +152,11 @@ def train_step(run: Run, step: int) -> tuple[dict[str, float], list[Batch]]:
         engine.backward(loss, scale_wrt_gas=False)
         engine.step()
         sums += torch.stack([x.detach().double() for x in out[:5]])
-    sums_of_all = dist.sum_over_ranks(sums).tolist()
+    told = torch.tensor([float(flag) for flag in flags], dtype=torch.float64, device=device)
+    sums_of_all = dist.sum_over_ranks(torch.cat([sums, told])).tolist()
     ntp = sums_of_all[0] / max(n_targets, 1)
     kl = sums_of_all[1] / max(n_reference, 1)
-    contrastive, positive, negative = (x / max(n_anchors, 1) for x in sums_of_all[2:])
+    contrastive, positive, negative = (x / max(n_anchors, 1) for x in sums_of_all[2:5])
     grad_norm = engine.get_global_grad_norm()
     seconds = time.perf_counter() - began
     values = {
@@ -112,18 +182,4 @@ def train_step(run: Run, step: int) -> tuple[dict[str, float], list[Batch]]:
         "speed/targets_per_second": n_targets / seconds,
         "memory/gib": memory_gib(device),
     }
-    return values, batches
-
-
-def _report_skip(run: Path, step: int, batches: list[Batch], skipped: int, limit: int) -> None:
-    """Write down the rows of a step that was not applied; stop after `limit` in a row."""
-    rows = [i for batch in batches for i in batch.row_ids]
-    path = run / f"skipped-rank{dist.rank()}.jsonl"
-    with path.open("a") as file:
-        file.write(json.dumps({"step": step, "rows": rows}) + "\n")
-    if skipped >= limit:
-        raise InputError(
-            f"{skipped} steps in a row, the last {step}, had gradients that are not finite; their "
-            f"rows are in {path.with_name('skipped-rank*.jsonl')}; lower --learning-rate or look "
-            "at those rows, then continue with --resume auto"
-        )
+    return Step(values, batches, [int(n) for n in sums_of_all[5:]])

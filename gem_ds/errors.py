@@ -1,4 +1,4 @@
-"""The one error a user can cause, and how a command reports it. Nothing else lives here."""
+"""The one error a user can cause, and how a command ends. Nothing else lives here."""
 
 import os
 import sys
@@ -6,16 +6,21 @@ import time
 from collections.abc import Callable
 
 REPEAT_SECONDS = 5
+STOPPED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
 
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message says what, where and what to do."""
 
 
+class StoppedError(Exception):
+    """A run ended before its last step because it was asked to, and can be continued."""
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a command: an `InputError` or `OSError` becomes one line on stderr and exit status 2.
 
-    Ctrl-C becomes one line too, and exit status 130.
+    Ctrl-C becomes one line too, and exit status 130; a run that was asked to stop has `STOPPED`.
 
     Any other exception is a fault of this program and keeps its traceback. Under a launcher the
     line names the rank that found the error. Ranks other than 0 wait a little first: of an error
@@ -30,6 +35,10 @@ def run(main: Callable[[], None]) -> None:
         where = f" [rank {rank}]" if rank is not None else ""
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except StoppedError as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr, flush=True)
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)

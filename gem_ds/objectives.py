@@ -47,12 +47,14 @@ def step_loss(
     The counts are those of the whole step, over all ranks and accumulated micro-batches, so that a
     token weighs the same wherever it lies. DeepSpeed averages gradients over ranks: multiplying by
     their number undoes it. (It divides by the accumulation steps only if asked to: call
-    ``engine.backward(loss, scale_wrt_gas=False)``.)
+    ``engine.backward(loss, scale_wrt_gas=False)``.) A loss that is not finite gets gradients that
+    are not, so that its step is not taken: those of an infinite one could be.
     """
     ntp = ntp_sum / max(n_targets, 1)
     contrastive = contrastive_sum / max(n_anchors, 1)
     kl = kl_sum / max(n_reference, 1)
-    return ((1 - alpha) * ntp + alpha * contrastive + kl_weight * kl) * world_size
+    loss = ((1 - alpha) * ntp + alpha * contrastive + kl_weight * kl) * world_size
+    return loss * (1 + 0 * loss.detach())
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ numbers of this size added before. Other settings are trained to their end. ``"c
 chunks of reference tokens so small that there are several.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -27,7 +28,11 @@ def add_noise(module: torch.nn.Module, size: float) -> None:
 
 
 def one_step(config: TrainConfig, step: int, noise: float, path: Path) -> None:
-    run = build.open_run(config)
+    with contextlib.ExitStack() as stack:
+        record_step(build.open_run(config, stack), step, noise, path)
+
+
+def record_step(run: build.Run, step: int, noise: float, path: Path) -> None:
     add_noise(run.engine.module, noise)
     grads = {}
     take_step = run.engine.step
@@ -40,7 +45,7 @@ def one_step(config: TrainConfig, step: int, noise: float, path: Path) -> None:
         take_step()
 
     run.engine.step = record
-    values, _ = engine.train_step(run, step)
+    values = engine.train_step(run, step).values
     run.loader.close()
     if dist.rank() == 0:
         torch.save({"values": values, "grads": grads}, path)

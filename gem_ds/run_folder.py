@@ -1,0 +1,80 @@
+"""The folder of a run before its first step: who may write there, where it goes on, whether it has
+room."""
+
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gem_ds import checkpoint, dist
+from gem_ds.config import TrainConfig
+from gem_ds.errors import InputError
+from gem_ds.lock import Lock
+from gem_ds.watchdog import FOLDER, Watchdog
+
+_PROBE = 2**20  # bytes
+
+
+def enter(config: TrainConfig, stack: ExitStack) -> Watchdog:
+    """Make the run's folder, keep other jobs out of it, and begin to give signs of life."""
+    folder = Path(config.output)
+    locks: list[Lock] = []
+
+    def enter() -> None:
+        locks.append(Lock(folder))
+        stack.callback(locks[0].release)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        checkpoint.folder_of(folder).mkdir(exist_ok=True)
+
+    dist.same_on_all(enter)
+    watchdog = Watchdog(
+        folder,
+        dist.rank(),
+        dist.world_size(),
+        60 * config.timeout_minutes,
+        on_tick=locks[0].sign if locks else lambda: None,
+    )
+    return stack.enter_context(watchdog)
+
+
+def to_resume(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from. Refuses a folder that another run has filled."""
+    folder = Path(config.output)
+    if config.resume == "never":
+        done = checkpoint.found(folder)
+        if done:
+            raise InputError(
+                f"{folder} already has checkpoints (newest {done[-1].name}); continue with "
+                "--resume auto or choose another --output"
+            )
+        return None
+    path, warnings = checkpoint.newest_whole(folder)
+    if dist.rank() == 0:
+        for warning in warnings:
+            print(f"WARNING: {warning}; the one before is taken", flush=True)
+    return path
+
+
+def check_room(config: TrainConfig, engine: Any) -> None:
+    """Refuse a disk on which not even one checkpoint has room."""
+    folder = checkpoint.folder_of(Path(config.output))
+    probe = folder / f"probe-{os.getpid()}.tmp"
+    needed = sum(
+        getattr(p, "ds_numel", p.numel()) * (p.element_size() + 12 * p.requires_grad)
+        for p in engine.module.parameters()
+    )
+    try:
+        probe.write_bytes(bytes(_PROBE))
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}); make room, or choose another --output"
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+    if free < needed:
+        raise InputError(
+            f"{folder} has room for {free / 2**30:.1f} GiB and a checkpoint takes "
+            f"{needed / 2**30:.1f} GiB; make room, or choose another --output"
+        )
