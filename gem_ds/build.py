@@ -17,7 +17,7 @@ import deepspeed
 import torch
 from transformers import AutoConfig
 
-from gem_ds import attention, checkpoint, dist, elastic, record, run_folder
+from gem_ds import attention, checkpoint, dist, elastic, ranks, record, run_folder
 from gem_ds.assemble import build_engine, dtype_of
 from gem_ds.batches import BatchOptions
 from gem_ds.config import TrainConfig
@@ -143,10 +143,7 @@ def _start_process(config: TrainConfig) -> torch.device:
     """Join the other ranks; the device of this one."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-        os.environ.setdefault(name, value)  # started without a launcher: one process
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+    ranks.join()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

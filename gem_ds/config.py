@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from gem_ds.documents import PAIR
-from gem_ds.errors import InputError
+from gem_ds.errors import STOPPED, InputError
 from gem_ds.positives import Kind
 from gem_ds.recipes import DEFAULT
 
@@ -130,6 +130,9 @@ class TrainConfig:
     max_skipped_steps: int = _flag("stop after so many steps in a row without finite gradients", 5)
     timeout_minutes: float = _flag(
         "after which a run that does not move ends, and says which rank kept it", 10.0
+    )
+    stop_status: int = _flag(
+        "exit status of a run that SIGTERM or SIGUSR1 stopped, with a checkpoint", STOPPED
     )
     deterministic: bool = _flag(
         "only computations that give the same bits again; slower on a GPU", False

@@ -99,7 +99,8 @@ def _loop(run: Run, metrics: Metrics, saver: Saver, request: StopRequest) -> Non
     if done < config.steps:
         raise StoppedError(
             f"stopped as asked, after {done} of {config.steps} steps, with a checkpoint; continue "
-            "with --resume auto"
+            "with --resume auto",
+            config.stop_status,
         )
 
 

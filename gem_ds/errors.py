@@ -16,11 +16,16 @@ class InputError(ValueError):
 class StoppedError(Exception):
     """A run ended before its last step because it was asked to, and can be continued."""
 
+    def __init__(self, message: str, status: int = STOPPED) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 def run(main: Callable[[], None]) -> None:
     """Run a command: an `InputError` or `OSError` becomes one line on stderr and exit status 2.
 
-    Ctrl-C becomes one line too, and exit status 130; a run that was asked to stop has `STOPPED`.
+    Ctrl-C becomes one line too, and exit status 130; a run that was asked to stop has
+    the status that it wants, by default `STOPPED`.
 
     Any other exception is a fault of this program and keeps its traceback. Under a launcher the
     line names the rank that found the error. Ranks other than 0 wait a little first: of an error
@@ -38,7 +43,7 @@ def run(main: Callable[[], None]) -> None:
     except StoppedError as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(stopped, file=sys.stderr, flush=True)
-        sys.exit(STOPPED)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)

@@ -13,7 +13,7 @@ from gem_ds.errors import InputError
 from gem_ds.lock import Lock
 from gem_ds.watchdog import FOLDER, Watchdog
 
-_PROBE = 2**20  # bytes
+_PROBE = 2**16  # bytes
 
 
 def enter(config: TrainConfig, stack: ExitStack) -> Watchdog:

@@ -220,5 +220,14 @@ def _described(gone: list[dict[str, Any]]) -> str:
     more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
     if ended:
         return f"{_named(first)}{more} ended {first['doing']}: {first['ended']}"
-    why = "stopped, killed or without its machine; out of memory, perhaps"
-    return f"{_named(first)}{more} gives no sign of life, last {first['doing']} ({why})"
+    return f"{_named(first)}{more} {_condition(first)}, last {first['doing']}"
+
+
+def _condition(each: dict[str, Any]) -> str:
+    """What has become of a rank that gives no sign of life."""
+    if each["host"] == socket.gethostname():
+        if not _same_process(each):
+            return "is dead: killed, by the kernel perhaps for its memory"
+        if psutil.Process(each["pid"]).status() == psutil.STATUS_STOPPED:
+            return "is stopped (SIGSTOP)"
+    return "gives no sign of life: stopped, killed or without its machine"

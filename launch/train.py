@@ -21,12 +21,15 @@ def main() -> None:
     from transformers import HfArgumentParser
 
     from gem_ds.config import TrainConfig
-    from gem_ds.engine import train
+    from gem_ds.ranks import join
     from gem_ds.recipes import defaults
 
+    join()  # before anything is said: of what is wrong, one rank tells
     parser = HfArgumentParser(TrainConfig)
     parser.set_defaults(**defaults(sys.argv[1:]))
     (config,) = parser.parse_args_into_dataclasses()
+    from gem_ds.engine import train
+
     train(config)
 
 

@@ -1,40 +1,32 @@
-"""launch/slurm/train.sbatch, as far as a machine without SLURM can tell: its options, and its
-torchrun line as the only machine of a job would run it."""
+"""launch/slurm/train.sbatch on a real SLURM of two nodes: signalled, requeued, continued, ended."""
 
-import json
 import os
 import re
 import shlex
-import socket
 import subprocess
-import sys
+import time
 from dataclasses import fields
-from pathlib import Path
-from typing import get_args, get_type_hints
 
-from runs import ROOT, llama_config, metrics, random_shards
-from torch.distributed.run import get_args_parser
+import pytest
+import torch
+from runs import ROOT, fp32, llama_config, metrics, random_shards, train
+from slurm_cluster import slurm, submit, wait
 
+from gem_ds import ranks
+from gem_ds.checkpoint import find, found, load_weights
 from gem_ds.config import TrainConfig
 
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
 TEXT = SCRIPT.read_text()
 # The options of sbatch and srun that the script means to use.
 SBATCH = [
-    *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "exclusive"),
-    *("time", "requeue", "open-mode", "output", "partition", "account"),
+    *("job-name", "nodes", "gpus-per-node", "ntasks-per-node", "cpus-per-task", "exclusive"),
+    *("time", "signal", "requeue", "open-mode", "output", "partition", "account"),
 ]
 SRUN = ["cpus-per-task", "kill-on-bad-exit"]
 
 
-def start() -> tuple[str, str]:
-    """The script's last command, cut in front of torchrun: srun with its options, and the rest."""
-    (line,) = re.findall(r"^srun .*", TEXT.replace("\\\n", " "), re.MULTILINE)
-    srun, rest = line.split(" torchrun ")
-    return srun, f"torchrun {rest}"
-
-
-def options(command: str) -> list[str]:
+def options(command):
     return [word.split("=")[0] for word in shlex.split(command) if word.startswith("--")]
 
 
@@ -44,43 +36,82 @@ def test_bash_accepts_it():
 
 def test_every_option_exists():
     assert re.findall(r"^##?SBATCH --([a-z-]+)", TEXT, re.MULTILINE) == SBATCH
-    srun, rest = start()
+    (line,) = re.findall(r"^srun .*", TEXT.replace("\\\n", " "), re.MULTILINE)
+    srun, rest = line.split(" python launch/train.py ")
     assert options(srun) == [f"--{name}" for name in SRUN]
-    torchrun, script = rest.split(" launch/train.py ")
-    known = {name for action in get_args_parser()._actions for name in action.option_strings}
-    assert set(options(torchrun)) <= known
     flags = {f"--{field.name.replace('_', '-')}" for field in fields(TrainConfig)}
-    assert set(options(script)) <= flags
-    flag, value = re.findall(r"resume=\((--\w+) (\w+)\)", TEXT)[0]
-    assert flag in flags
-    assert value in get_args(get_type_hints(TrainConfig)[flag.removeprefix("--")])
+    assert set(options(rest)) <= flags
+    assert "resume=(--resume auto)" in TEXT
 
 
-def test_its_torchrun_line_trains_in_two_processes(tmp_path, tokenizer_dir):
-    """What a user appends reaches training, spaces in it included."""
-    shards = random_shards(tmp_path / "the shards", tokenizer_dir, n_rows=4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = ("--config", llama_config(tmp_path), "--shards", shards, "--output", tmp_path / "run")
-    flags += ("--steps", 1, "--rows-per-step", 4, "--alpha-start", 0)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"resume=()\n{start()[1]}", SCRIPT, *map(str, flags)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            "SLURM_JOB_NUM_NODES": "1",
-            "SLURM_JOB_ID": "7",
-            "gpus": "2",
-            "first": "127.0.0.1",
-            "port": str(port),
-        },
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    assert len(metrics(tmp_path / "run")) == 1
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["world_size"] == 2
+@pytest.fixture(scope="module")
+def cluster():
+    with slurm() as env:
+        yield env
+
+
+def test_a_signalled_job_continues_and_ends_as_if_undisturbed(cluster, tmp_path, tokenizer_dir):
+    """Spaces in what a user appends reach training too."""
+    shards = random_shards(tmp_path / "the shards", tokenizer_dir, n_rows=8)
+    common = ["--config", llama_config(tmp_path / "llama"), "--shards", shards, "--steps", "60"]
+    common += ["--rows-per-step", "4", "--save-every", "1000", "--alpha-start", "2"]
+    config = fp32("zero3.json", tmp_path)
+    cwd = tmp_path / "repository"
+    cwd.mkdir()
+    for name in ("launch", "ds_configs", ".venv"):
+        (cwd / name).symlink_to(ROOT / name)
+    env = {**cluster, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    ours = ["--nodes=2", "--gpus-per-node=1", "--ntasks-per-node=1", "--cpus-per-task=1"]
+    ours += ["--time=10", "--output=log"]
+    run = tmp_path / "run"
+    flags = [*common, "--output", run, "--deepspeed", config]
+    job = submit(env, *ours, SCRIPT, *flags, cwd=cwd)
+
+    def log():
+        return (cwd / "log").read_text() if (cwd / "log").exists() else ""
+
+    until = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 5:
+        assert time.monotonic() < until and "error" not in log(), log()
+        time.sleep(0.2)
+    # As SLURM does it some time before the limit, by --signal=B:USR1@300.
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=env, check=True)
+    assert wait(env, job, 240) == ["COMPLETED"], log()
+    assert re.search(r"stopped as asked, after \d+ of 60 steps", log())
+    assert f"job {job} goes back into the queue" in log()
+    starts = (run / "starts.jsonl").read_text().splitlines()
+    assert len(starts) == 2
+    assert [m["step"] for m in metrics(run)] == list(range(60))
+    assert len(found(run)) == 2, "of the signal and of the end"
+
+    train(*common, "--output", tmp_path / "whole", ranks=2, deepspeed=config)
+    losses = [[m["loss/total"] for m in metrics(tmp_path / name)] for name in ("run", "whole")]
+    assert losses[0] == losses[1]
+    here, undisturbed = (load_weights(find(tmp_path / name)) for name in ("run", "whole"))
+    assert all(torch.equal(here[name], undisturbed[name]) for name in undisturbed)
+
+
+def test_as_many_processes_as_gpus(cluster, tmp_path):
+    cwd = tmp_path
+    (cwd / ".venv").symlink_to(ROOT / ".venv")
+    ours = ["--nodes=2", "--gpus-per-node=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
+    job = submit(cluster, *ours, "--output=log", SCRIPT, cwd=cwd)
+    assert wait(cluster, job) == ["FAILED"]
+    assert "give sbatch --ntasks-per-node 2" in (cwd / "log").read_text()
+
+
+def test_ranks_of_other_launchers_and_of_none():
+    env = {"RANK": "3", "WORLD_SIZE": "4"}
+    ranks.join(env)
+    assert env == {"RANK": "3", "WORLD_SIZE": "4"}
+    env = {"MASTER_PORT": "7"}
+    ranks.join(env)
+    assert env["RANK"] == env["LOCAL_RANK"] == "0"
+    assert env["WORLD_SIZE"] == "1"
+    assert env["MASTER_PORT"] == "7"
+    env = {"SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
+    env |= {"SLURM_STEP_TASKS_PER_NODE": "4,3", "SLURM_JOB_ID": "123456", "MASTER_ADDR": "a"}
+    ranks.join(env)
+    assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"]) == ("5", "7", "1")
+    assert (env["LOCAL_WORLD_SIZE"], env["MASTER_ADDR"], env["MASTER_PORT"]) == ("4", "a", "23456")
+    assert os.environ.get("RANK") is None

@@ -1,0 +1,52 @@
+"""Which rank a process is, from the environment of whatever started it.
+
+torchrun and DeepSpeed's launcher set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+SLURM's srun has names of its own; a process without a launcher is the only one.
+"""
+
+import os
+import subprocess
+from collections.abc import MutableMapping
+
+from gem_ds.errors import InputError
+
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+_SRUN = {
+    "RANK": "SLURM_PROCID",
+    "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",
+    "LOCAL_RANK": "SLURM_LOCALID",
+}
+_PORTS = range(20000, 30000)  # below those that kernels give to outgoing connections
+
+
+def join(env: MutableMapping[str, str] = os.environ) -> None:
+    """Set the variables by which PyTorch finds the other ranks, where no launcher has.
+
+    Under srun the ranks meet on the first machine, at a port that differs between jobs.
+    """
+    if "RANK" in env:
+        return
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        here = {**_ALONE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    else:
+        here = {name: env[theirs] for name, theirs in _SRUN.items()}
+        here["LOCAL_WORLD_SIZE"] = _tasks_here(env)
+        here["MASTER_PORT"] = str(_PORTS[int(env["SLURM_JOB_ID"]) % len(_PORTS)])
+        if "MASTER_ADDR" not in env:
+            here["MASTER_ADDR"] = _first_host(env["SLURM_STEP_NODELIST"])
+    for name, value in here.items():
+        env.setdefault(name, value)
+
+
+def _tasks_here(env: MutableMapping[str, str]) -> str:
+    """Of SLURM_STEP_TASKS_PER_NODE, such as ``4(x2),3``: all but the last machine have as many."""
+    return env["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0]
+
+
+def _first_host(nodes: str) -> str:
+    command = ["scontrol", "show", "hostnames", nodes]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"{' '.join(command)} failed ({error}); set MASTER_ADDR") from error
+    return done.stdout.split()[0]
