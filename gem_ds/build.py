@@ -73,13 +73,13 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     watchdog = run_folder.enter(config, stack)
     checkpoint_found = run_folder.to_resume(config)
     engine = build_engine(config, ds_config, manifest)
+    dist.same_on_all(lambda: run_folder.check_room(config, engine))
     state = _state(config, manifest, engine)
     first_step = 0
     if checkpoint_found is not None:
         saved = checkpoint.check_agrees(checkpoint_found, state)
         elastic.load(engine, checkpoint_found, saved[checkpoint.RECORD], state[checkpoint.RECORD])
         first_step = saved["step"]
-    dist.same_on_all(lambda: run_folder.check_room(config, engine))
     backend = attention.choose(config.attention, engine.module.lm, device, dtype_of(ds_config))
     started = record.environment()
     if dist.rank() == 0:
@@ -155,7 +155,15 @@ def _start_process(config: TrainConfig) -> torch.device:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
     # Beside the watchdog's timeout, which is for steps.
     minutes = max(JOINING_MINUTES, 2 * config.timeout_minutes)
-    deepspeed.init_distributed(timeout=timedelta(minutes=minutes))
+    try:
+        deepspeed.init_distributed(timeout=timedelta(minutes=minutes))
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise InputError(
+            f"port {os.environ['MASTER_PORT']} of this machine is in use, by another run perhaps; "
+            "choose one: deepspeed --master_port PORT, or MASTER_PORT=PORT without a launcher"
+        ) from error
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
     _forget_shared_memory()

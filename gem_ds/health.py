@@ -11,9 +11,9 @@ from pathlib import Path
 from gem_ds import dist
 
 LOSSES = ("loss/ntp", "loss/contrastive")
-_MEMORY = 0.98  # of the running mean and variance, a step: some fifty steps
-_LEARNED = 50  # steps before a leap is told from noise
-_LEAP = 6.0  # standard deviations
+LEARNED = 50  # steps before a leap is told from noise
+LEAP = 6.0  # standard deviations
+_QUICKLY, _SLOWLY = 0.1, 0.02  # weights of a new value: some ten and fifty steps are remembered
 
 
 class Health:
@@ -21,7 +21,7 @@ class Health:
 
     def __init__(self, run: Path) -> None:
         self._path = run / f"unusual-rank{dist.rank()}.jsonl"
-        self._means: dict[str, tuple[int, float, float]] = {}  # values, mean and variance
+        self._past: dict[str, _Past] = {}
         self.skipped = 0  # steps in a row that were not applied
 
     def see(self, step: int, values: dict[str, float], rows: Sequence[int]) -> list[str]:
@@ -42,14 +42,28 @@ class Health:
         """Compare a value with those before it, and remember it. 0 is a loss that is off."""
         if value == 0:
             return ""
-        n, mean, variance = self._means.get(name, (0, value, 0.0))
-        apart, spread = value - mean, math.sqrt(variance)
-        weight = max(1 - _MEMORY, 1 / (n + 1))  # at first the mean of all
-        # What leaps is let in as the largest value that does not: else one leap hides the next.
-        bounded = min(apart, _LEAP * spread) if n >= _LEARNED else apart
-        mean += weight * bounded
-        variance = (1 - weight) * (variance + weight * bounded**2)
-        self._means[name] = n + 1, mean, variance
-        if n < _LEARNED or apart <= _LEAP * spread:
-            return ""
-        return f"{name} {value:.4f} leapt from {mean - weight * bounded:.4f} +- {spread:.4f}"
+        past = self._past.setdefault(name, _Past(value))
+        most = past.most()
+        past.add(min(value, most))  # what leaps counts as the most that does not, or hides the next
+        return f"{name} leapt to {value:.4f}, above {most:.4f}" if value > most else ""
+
+
+class _Past:
+    """A loss as it was: its level, and how far and widely the next values were from it."""
+
+    def __init__(self, value: float) -> None:
+        self._n, self._level, self._drift, self._variance = 0, value, 0.0, 0.0
+
+    def most(self) -> float:
+        """The largest value that is no leap."""
+        if self._n < LEARNED:
+            return math.inf
+        return self._level + self._drift + LEAP * math.sqrt(self._variance)
+
+    def add(self, value: float) -> None:
+        self._n += 1
+        weight = max(_SLOWLY, 1 / self._n)
+        apart = value - self._level - self._drift
+        self._drift += weight * apart
+        self._variance = (1 - weight) * (self._variance + weight * apart**2)
+        self._level += max(_QUICKLY, 1 / self._n) * (value - self._level)

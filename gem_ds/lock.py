@@ -29,13 +29,13 @@ class Lock:
         self._path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+")
+            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InputError(
                 f"{folder} cannot be written ({error.strerror}); choose another --output"
             ) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._refuse(self._read())
         except OSError:
@@ -61,12 +61,12 @@ class Lock:
 
     def release(self) -> None:
         self._write("")
-        self._file.close()
+        os.close(self._handle)
 
     def _write(self, text: str) -> None:
         data = text.encode()
-        os.pwrite(self._file.fileno(), data, 0)
-        os.ftruncate(self._file.fileno(), len(data))
+        os.pwrite(self._handle, data, 0)
+        os.ftruncate(self._handle, len(data))
 
     def _read(self) -> dict[str, Any]:
         """Who holds it; nothing if nobody does."""
@@ -77,7 +77,7 @@ class Lock:
             return {}
 
     def _refuse(self, owner: dict[str, Any]) -> None:
-        self._file.close()
+        os.close(self._handle)
         job = f"job {owner['job']}, " if owner.get("job") else ""
         raise InputError(
             f"{self._path.parent} is being written by another run ({job}process "

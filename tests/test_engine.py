@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -333,6 +334,15 @@ def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, t
     (flipped / "shard-00000.parquet").write_bytes(data)
     message = one_error(*flags, "--shards", flipped, "--steps", 3, "--rows-per-step", 8)
     assert "shard-00000.parquet" in message
+
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = one_error(
+            *flags, "--shards", made / "shards", env={**os.environ, "MASTER_PORT": str(port)}
+        )
+        assert f"port {port} of this machine is in use" in message
 
     def little_room():  # what a full disk or a quota does, for files above a size
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))

@@ -1,0 +1,214 @@
+"""What happens to a run: killed and stopped ranks, signals, full disks, losses that are no numbers.
+
+Real processes, two ranks. Checkpoint by checkpoint: see test_checkpoint; kills at random moments:
+benchmarks/faults.py.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from runs import ROOT, command, fp32, llama_config, metrics, random_shards, train
+
+from gem_ds.checkpoint import damage, find, found
+from gem_ds.config import TrainConfig
+from gem_ds.errors import STOPPED, InputError
+from gem_ds.rehearsal import memory_advice
+from gem_ds.watchdog import FOLDER
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tokenizer_dir):
+    folder = tmp_path_factory.mktemp("faults")
+    random_shards(folder / "shards", tokenizer_dir, n_rows=8)
+    llama_config(folder / "llama")
+    fp32("zero3.json", folder)
+    return folder
+
+
+def flags(made, output, **more):
+    given = {"config": made / "llama", "shards": made / "shards", "output": output}
+    given |= {"rows_per_step": 4, "alpha_start": 0, "deepspeed": made / "fp32-zero3.json", **more}
+    return [part for name, v in given.items() for part in (f"--{name.replace('_', '-')}", v)]
+
+
+class Started:
+    """A run of two ranks under way."""
+
+    def __init__(self, run, line):
+        self.run = run
+        self.log = run.with_suffix(".log")
+        with self.log.open("w") as log:
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(
+                line, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+
+    def until(self, there):
+        end = time.monotonic() + 120
+        while not there():
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < end, self.text()
+            time.sleep(0.02)
+
+    def steps(self):
+        with contextlib.suppress(OSError, ValueError):
+            return len(metrics(self.run))
+        return 0
+
+    def pid(self, rank):
+        return json.loads((self.run / FOLDER / f"rank-{rank:05d}.json").read_text())["pid"]
+
+    def text(self):
+        return self.log.read_text()
+
+    def errors(self):
+        return [x for x in self.text().splitlines() if x.startswith("error")]
+
+
+@contextlib.contextmanager
+def started(made, name, **more):
+    run = made / name
+    begun = Started(run, command("launch/train.py", *flags(made, run, **more), ranks=2))
+    try:
+        yield begun
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(begun.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        begun.process.kill()
+        begun.process.wait()
+
+
+def alive(pid):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_rank_that_is_gone_is_named_and_nothing_is_left_behind(made, how):
+    number = {"stopped": signal.SIGSTOP, "killed": signal.SIGKILL}[how]
+    with started(made, how, steps=10**6, timeout_minutes=0.05) as run:
+        run.until(lambda: run.steps() > 3)
+        pids = [run.pid(rank) for rank in range(2)]
+        os.kill(pids[1], number)
+        began = time.monotonic()
+        status = run.process.wait(timeout=60)
+        assert time.monotonic() - began < 25
+        (error,) = run.errors()
+        gone = (
+            rf"rank 1 \(process {pids[1]} on \S+\) is {'stopped' if how == 'stopped' else 'dead'}"
+        )
+        assert re.search(gone + r".* in step \d+, .*--resume auto", error), error
+        assert status != 0
+        if how == "stopped":
+            assert "train_step" in (run.run / FOLDER / "rank-00000.stacks.txt").read_text()
+        until = time.monotonic() + 10
+        while any(map(alive, pids)) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not any(map(alive, pids))
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_and_another_run_is_kept_out(made):
+    with started(made, "signalled", steps=10**6) as run:
+        run.until(lambda: run.steps() > 3)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free.getsockname()[1])}
+        line = [sys.executable, str(ROOT / "launch/train.py")]
+        line += map(str, flags(made, run.run, resume="auto"))
+        second = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120)
+        assert f"{run.run} is being written by another run" in second.stderr
+        assert second.returncode == 2
+        os.kill(run.pid(1), signal.SIGTERM)
+        assert run.process.wait(timeout=60) == STOPPED, run.text()
+    done = len(metrics(run.run))
+    assert f"stopped as asked, after {done} of 1000000 steps" in run.text()
+    assert find(run.run).name == f"step-{done:08d}"
+    assert damage(find(run.run)) == ""
+
+
+ROOM = 600_000  # bytes: more than a checkpoint of the tiny model, less than two
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)]
+    if os.getuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a disk takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(made, disk):
+    """The first is written, then there is no room for a second, until there is."""
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - ROOM))
+    run_folder = disk / "run"
+    line = command("launch/train.py", *flags(made, run_folder, steps=10**6, save_every=4), ranks=2)
+    begun = Started(made / "full", line)
+    begun.run = run_folder
+    try:
+        begun.until(lambda: begun.steps() > 10)
+        assert "saved" in begun.text()
+        assert re.search(r"WARNING: the checkpoint of step 8 could not be written", begun.text())
+        assert [path.name for path in found(run_folder)] == ["step-00000004"]
+        assert not list((run_folder / "checkpoints").glob("*.tmp/*"))
+        ballast.unlink()
+        n = begun.steps()
+        begun.until(lambda: begun.steps() > n + 9)
+    finally:
+        for child in psutil.Process(begun.process.pid).children(recursive=True):
+            child.kill()
+        begun.process.wait()
+    assert len(found(run_folder)) >= 2
+    assert all(damage(path) == "" for path in found(run_folder))
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - ROOM // 4))
+    done = train(*flags(made, run_folder, steps=10**6, resume="auto"), check=False)
+    assert re.search(r"has room for \d.* GiB and a checkpoint takes .* make room", done.stderr)
+
+
+def test_gradients_that_are_not_finite_change_nothing_and_end_the_run(made):
+    """A rate that blows the weights up in the first step; the checkpoint is of before."""
+    run = made / "infinite"
+    more = {"learning_rate": "1e30", "warmup_steps": 0, "steps": 20, "max_skipped_steps": 3}
+    done = train(*flags(made, run, **more), check=False)
+    assert done.returncode == 2
+    assert "3 steps in a row, the last 3, had gradients that are not finite" in done.stderr
+    assert [m["train/skipped"] for m in metrics(run)] == [0, 1, 1, 1]
+    assert find(run).name == "step-00000001"
+    lines = (run / "unusual-rank0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert all(len(json.loads(line)["rows"]) == 4 for line in lines)
+
+
+def test_out_of_memory_says_what_to_change(made):
+    config = TrainConfig(
+        shards="", output="", deepspeed="", rows_per_micro_batch=8, gradient_checkpointing=False
+    )
+    manifest = SimpleNamespace(row_length=512)
+    engine = SimpleNamespace(zero_optimization_stage=lambda: 2, module=torch.nn.Linear(4, 4))
+    run = SimpleNamespace(config=config, engine=engine, device=torch.device("cpu"))
+    run.loader = SimpleNamespace(shards=SimpleNamespace(manifest=manifest))
+    cures = "give --rows-per-micro-batch 4 or --gradient-checkpointing true or --deepspeed .*zero3"
+    message = rf"in step 7 .* at 8 rows of 512 tokens: .*{cures}"
+    with pytest.raises(InputError, match=message), memory_advice(run, "in step 7"):
+        torch.empty(2**60, dtype=torch.int8)
+    with pytest.raises(RuntimeError, match="other"), memory_advice(run, "in step 7"):
+        raise RuntimeError("other")
