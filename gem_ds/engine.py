@@ -64,11 +64,12 @@ def _loop(run: Run, metrics: Metrics, saver: Saver, request: StopRequest) -> Non
         run.watchdog.move("rehearsing the longest rows")
         with memory_advice(run, "while rehearsing the longest rows"):
             rehearse(run)
-    done = run.first_step
+    done, ended = run.first_step, time.perf_counter()
     for step in range(run.first_step, config.steps):
         with memory_advice(run, f"in step {step}"):
             taken = train_step(run, step, [request.made, saver.written])
-        metrics.log(step, taken.values)
+        began, ended = ended, time.perf_counter()
+        metrics.log(step, {**taken.values, "speed/loop_seconds": ended - began})
         rows = [i for batch in taken.batches for i in batch.row_ids]
         for text in health.see(step, taken.values, rows):
             metrics.say(f"step {step}: {text}")

@@ -105,10 +105,14 @@ class Watchdog:
             self._sign()
             with suppress(OSError):
                 self._on_tick()
-            if now - self._moved > self._timeout:
-                self._bark()
+            # Comparing takes some ticks: it begins so early that the timeout is kept.
+            if now - self._moved > self._timeout - (_MISSED + 2) * self._tick:
+                moves, others = self._moves, self._compared()
+                if moves == self._moves:
+                    self._bark(others)
+                before = time.monotonic()
 
-    def _bark(self) -> None:
+    def _bark(self, others: list[dict[str, Any]]) -> None:
         """Say what is known, and end this process."""
         doing, seconds = self._doing, time.monotonic() - self._moved
         head = f"rank {self._rank} has not moved for {seconds:.0f} s, {doing}; its stacks:"
@@ -116,7 +120,6 @@ class Watchdog:
             for out in (sys.stderr, file):
                 print(head, file=out, flush=True)
                 faulthandler.dump_traceback(out)
-        others = self._compared()
         still = [each for each in others if each["still"]]
         if not any(each["rank"] < self._rank and not each["still"] for each in others):
             print(
