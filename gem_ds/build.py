@@ -80,6 +80,7 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
         saved = checkpoint.check_agrees(checkpoint_found, state)
         elastic.load(engine, checkpoint_found, saved[checkpoint.RECORD], state[checkpoint.RECORD])
         first_step = saved["step"]
+        _warn_of_other_negatives(config, saved[checkpoint.RECORD])
     backend = attention.choose(config.attention, engine.module.lm, device, dtype_of(ds_config))
     started = record.environment()
     if dist.rank() == 0:
@@ -99,6 +100,19 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     )
     schedule = _schedule(config, hidden_size)
     return Run(config, device, engine, loader, schedule, state, first_step, watchdog)
+
+
+def _warn_of_other_negatives(config: TrainConfig, saved: dict[str, Any]) -> None:
+    """Embeddings are told from the others of a micro-batch on all ranks: that number matters."""
+    before = saved["config"]["rows_per_micro_batch"] * saved["world_size"]
+    now = config.rows_per_micro_batch * dist.world_size()
+    if before != now and config.alpha and dist.rank() == 0:
+        print(
+            f"WARNING: the contrastive loss compares within {now} rows at a time, and {before} "
+            "before: it will not continue as it was; choose --rows-per-micro-batch so that times "
+            f"{dist.world_size()} ranks it is {before}",
+            flush=True,
+        )
 
 
 def _batch_options(
