@@ -106,10 +106,10 @@ class Work:
 
 
 class Started:
-    """A run under way, in a session of its own."""
+    """A run under way, in a session of its own. Its output is in `log`, else beside its folder."""
 
-    def __init__(self, run: Path, line: list[str]) -> None:
-        self.run, self.log = run, run.with_suffix(".log")
+    def __init__(self, run: Path, line: list[str], log: Path | None = None) -> None:
+        self.run, self.log = run, log or run.with_suffix(".log")
         with self.log.open("a") as log:
             env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
             self.process = subprocess.Popen(

@@ -20,6 +20,8 @@ from gem_ds.saving import Retention, Saver
 from gem_ds.stopping import StopRequest, stop_requests
 from gem_ds.watchdog import Watchdog
 
+SAVING_SECONDS = 1500.0  # that the disk may take, whatever the timeout of steps
+
 
 def train(config: TrainConfig) -> None:
     """Run training to its last step.
@@ -79,11 +81,11 @@ def _loop(run: Run, metrics: Metrics, saver: Saver, request: StopRequest) -> Non
         hopeless = health.skipped >= config.max_skipped_steps
         done = step + 1 - (health.skipped if hopeless else 0)
         if done % config.save_every == 0 or done == config.steps or stop or hopeless:
-            run.watchdog.move(f"saving the checkpoint of step {done}")
+            run.watchdog.move(f"saving the checkpoint of step {done}", SAVING_SECONDS)
             saver.save(run.state_at(done))
         if hopeless or (stop and done < config.steps):
             break
-    run.watchdog.move("finishing the last checkpoint")
+    run.watchdog.move("finishing the last checkpoint", SAVING_SECONDS)
     saved = saver.finish()
     if health.skipped >= config.max_skipped_steps:
         raise InputError(

@@ -33,9 +33,12 @@ class Health:
         else:
             unusual += [text for name in LOSSES if (text := self._leap(name, values[name]))]
         if unusual:
-            with self._path.open("a") as file:
-                line = {"step": step, "why": unusual, "rows": list(rows)}
-                file.write(json.dumps(line) + "\n")
+            line = {"step": step, "why": unusual, "rows": list(rows)}
+            try:
+                with self._path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                unusual.append(f"its rows could not be written ({error.strerror})")
         return unusual
 
     def _leap(self, name: str, value: float) -> str:

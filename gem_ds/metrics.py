@@ -1,6 +1,9 @@
 """What a run tells people: a progress bar, ``metrics.jsonl`` and TensorBoard, all from rank 0."""
 
+import errno
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -24,18 +27,24 @@ class Metrics:
             lines = path.read_text().splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] < first_step]
             path.write_text("".join(kept))
-        self._file = path.open("a")
+        self._file = path.open("ab", buffering=0)
+        self._failed: set[str] = set()
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
         self._bar = tqdm(total=steps, initial=first_step, desc="train", unit="step")
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Write the values of a step everywhere."""
+        """Write the values of a step everywhere. A full disk costs them, not the run."""
         if not self._enabled:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            self._append(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            self._lost(FILE, step, error)
+        try:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            self._lost("TensorBoard", step, error)
         shown = {
             "ntp": f"{values['loss/ntp']:.3f}",
             "cl": f"{values['loss/contrastive']:.3f}",
@@ -45,6 +54,23 @@ class Metrics:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
+    def _append(self, line: str) -> None:
+        """A line, or nothing of it."""
+        before, data = self._file.tell(), line.encode()
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(before)
+            self._file.seek(before)
+            raise
+
+    def _lost(self, what: str, step: int, error: OSError) -> None:
+        if what not in self._failed:
+            self._failed.add(what)
+            self.say(f"WARNING: {what} lacks step {step} and perhaps later ones ({error.strerror})")
+
     def say(self, message: str) -> None:
         """A line for people that leaves the progress bar whole."""
         if self._enabled:
@@ -53,7 +79,8 @@ class Metrics:
     def close(self) -> None:
         if self._enabled:
             self._bar.close()
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
             self._file.close()
 
 

@@ -82,8 +82,9 @@ class Saver:
         """Begin to save the engine as the checkpoint of ``state["step"]``, after the one before."""
         self.finish()
         partial = self._partial(state)
-        if dist.rank() == 0:
-            for stale in self._folder.glob("*.tmp"):
+        if dist.rank() == 0:  # what a run that was killed has left
+            files.remove_leftovers(self._folder)
+            for stale in self._folder.glob("step-*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
         dist.barrier()
         self._engine.save_checkpoint(str(self._folder), tag=partial.name, save_latest=False)

@@ -45,7 +45,7 @@ class Watchdog:
         """`timeout` in seconds; `on_tick` is called by the thread now and then."""
         self._folder = run / FOLDER
         self._rank, self._world_size = rank, world_size
-        self._timeout = timeout
+        self._timeout = self._patience = timeout
         self._tick = min(timeout / _TICKS, _LONGEST_TICK)
         self._on_tick = on_tick
         self._moves, self._doing = 0, "starting"
@@ -71,9 +71,13 @@ class Watchdog:
         lines = str(error).strip().splitlines() if error is not None else []
         self._sign(ended=lines[0] if lines else getattr(kind, "__name__", "done"))
 
-    def move(self, doing: str) -> None:
-        """The rank goes on, to do this. All ranks say the same in the same order."""
+    def move(self, doing: str, patience: float = 0.0) -> None:
+        """The rank goes on, to do this. All ranks say the same in the same order.
+
+        `patience` in seconds is for what may take longer than the timeout.
+        """
         self._doing = doing
+        self._patience = max(patience, self._timeout)
         self._moved = time.monotonic()
         self._moves += 1
 
@@ -106,7 +110,7 @@ class Watchdog:
             with suppress(OSError):
                 self._on_tick()
             # Comparing takes some ticks: it begins so early that the timeout is kept.
-            if now - self._moved > self._timeout - (_MISSED + 2) * self._tick:
+            if now - self._moved > self._patience - (_MISSED + 2) * self._tick:
                 moves, others = self._moves, self._compared()
                 if moves == self._moves:
                     self._bark(others)
@@ -142,7 +146,7 @@ class Watchdog:
         behind = [each for each in everyone if each["moves"] == least]
         if len(behind) == len(everyone):
             return (
-                f"no rank has moved for {self._timeout:.0f} s, all are {self._doing}; see their "
+                f"no rank has moved for {self._patience:.0f} s, all are {self._doing}; see their "
                 f"stacks in {self._folder}; a step that takes so long needs more --timeout-minutes"
             )
         names = ", ".join(_named(each) for each in behind[:8])

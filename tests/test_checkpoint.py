@@ -153,6 +153,12 @@ def test_a_dead_job_keeps_no_lock(tmp_path: Path) -> None:
     Lock(tmp_path).release()
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/run cannot be written \(Not a directory\); choose"):
+        Lock(tmp_path / "file" / "run")
+
+
 def test_a_job_of_another_machine_that_lives_keeps_it(tmp_path: Path) -> None:
     """There the file system's lock may not be seen."""
     owner = {"host": "elsewhere", "pid": 7, "job": "12", "time": time.time()}

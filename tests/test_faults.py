@@ -13,17 +13,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
-from runs import ROOT, command, fp32, llama_config, metrics, random_shards, train
+from faults_runs import Started, metrics
+from processes import until
+from runs import ROOT, command, fp32, llama_config, random_shards, train
 
 from gem_ds.checkpoint import damage, find, found
 from gem_ds.config import TrainConfig
 from gem_ds.errors import STOPPED, InputError
+from gem_ds.metrics import FILE
 from gem_ds.rehearsal import memory_advice
 from gem_ds.watchdog import FOLDER
 
@@ -43,88 +44,44 @@ def flags(made, output, **more):
     return [part for name, v in given.items() for part in (f"--{name.replace('_', '-')}", v)]
 
 
-class Started:
-    """A run of two ranks under way."""
-
-    def __init__(self, run, line):
-        self.run = run
-        self.log = run.with_suffix(".log")
-        with self.log.open("w") as log:
-            env = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(
-                line, stdout=log, stderr=log, env=env, start_new_session=True
-            )
-
-    def until(self, there):
-        end = time.monotonic() + 120
-        while not there():
-            assert self.process.poll() is None, self.text()
-            assert time.monotonic() < end, self.text()
-            time.sleep(0.02)
-
-    def steps(self):
-        with contextlib.suppress(OSError, ValueError):
-            return len(metrics(self.run))
-        return 0
-
-    def pid(self, rank):
-        return json.loads((self.run / FOLDER / f"rank-{rank:05d}.json").read_text())["pid"]
-
-    def text(self):
-        return self.log.read_text()
-
-    def errors(self):
-        return [x for x in self.text().splitlines() if x.startswith("error")]
-
-
 @contextlib.contextmanager
-def started(made, name, **more):
-    run = made / name
-    begun = Started(run, command("launch/train.py", *flags(made, run, **more), ranks=2))
+def started(made, run, **more):
+    """A run of two ranks under way, in a folder."""
+    line = command("launch/train.py", *flags(made, run, **more), ranks=2)
+    begun = Started(run, line, made / f"{run.name}.log")
     try:
         yield begun
     finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(begun.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-        begun.process.kill()
+        begun.kill()
         begun.process.wait()
 
 
-def alive(pid):
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
+def wait(begun, there):
+    """Until it is so, or the run has ended."""
+    until(lambda: there() or begun.process.poll() is not None, 120)
+    assert there(), begun.text()
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_a_rank_that_is_gone_is_named_and_nothing_is_left_behind(made, how):
     number = {"stopped": signal.SIGSTOP, "killed": signal.SIGKILL}[how]
-    with started(made, how, steps=10**6, timeout_minutes=0.05) as run:
-        run.until(lambda: run.steps() > 3)
-        pids = [run.pid(rank) for rank in range(2)]
-        os.kill(pids[1], number)
-        began = time.monotonic()
-        status = run.process.wait(timeout=60)
-        assert time.monotonic() - began < 25
-        (error,) = run.errors()
-        gone = (
-            rf"rank 1 \(process {pids[1]} on \S+\) is {'stopped' if how == 'stopped' else 'dead'}"
-        )
-        assert re.search(gone + r".* in step \d+, .*--resume auto", error), error
-        assert status != 0
+    with started(made, made / how, steps=10**6, timeout_minutes=0.05) as run:
+        wait(run, lambda: len(metrics(run.run)) > 3)
+        pid = run.pid(1)
+        run.kill(number, rank=1)
+        assert run.is_gone(25), "and no process is left"
+        (error,) = [line for line in run.text().splitlines() if line.startswith("error")]
+        condition = "stopped" if how == "stopped" else "dead"
+        gone = rf"rank 1 \(process {pid} on \S+\) is {condition}.* in step \d+, .*--resume auto"
+        assert re.search(gone, error), error
+        assert run.process.returncode != 0
         if how == "stopped":
             assert "train_step" in (run.run / FOLDER / "rank-00000.stacks.txt").read_text()
-        until = time.monotonic() + 10
-        while any(map(alive, pids)) and time.monotonic() < until:
-            time.sleep(0.1)
-        assert not any(map(alive, pids))
 
 
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_and_another_run_is_kept_out(made):
-    with started(made, "signalled", steps=10**6) as run:
-        run.until(lambda: run.steps() > 3)
+    with started(made, made / "signalled", steps=10**6) as run:
+        wait(run, lambda: len(metrics(run.run)) > 3)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -133,7 +90,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_and_another_run_is_kep
         second = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120)
         assert f"{run.run} is being written by another run" in second.stderr
         assert second.returncode == 2
-        os.kill(run.pid(1), signal.SIGTERM)
+        run.kill(signal.SIGTERM, rank=1)
         assert run.process.wait(timeout=60) == STOPPED, run.text()
     done = len(metrics(run.run))
     assert f"stopped as asked, after {done} of 1000000 steps" in run.text()
@@ -160,27 +117,24 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(made, disk):
     """The first is written, then there is no room for a second, until there is."""
     ballast = disk / "ballast"
     ballast.write_bytes(bytes(shutil.disk_usage(disk).free - ROOM))
-    run_folder = disk / "run"
-    line = command("launch/train.py", *flags(made, run_folder, steps=10**6, save_every=4), ranks=2)
-    begun = Started(made / "full", line)
-    begun.run = run_folder
-    try:
-        begun.until(lambda: begun.steps() > 10)
+    run = disk / "run"
+    with started(made, run, steps=10**6, save_every=4) as begun:
+        wait(begun, lambda: len(metrics(run)) > 10)
         assert "saved" in begun.text()
         assert re.search(r"WARNING: the checkpoint of step 8 could not be written", begun.text())
-        assert [path.name for path in found(run_folder)] == ["step-00000004"]
-        assert not list((run_folder / "checkpoints").glob("*.tmp/*"))
+        assert [path.name for path in found(run)] == ["step-00000004"]
+        assert not list((run / "checkpoints").glob("*.tmp/*"))
+        with (disk / "more").open("wb", buffering=0) as more, contextlib.suppress(OSError):
+            while True:
+                more.write(bytes(4096))
+        wait(begun, lambda: f"WARNING: {FILE} lacks step" in begun.text())
         ballast.unlink()
-        n = begun.steps()
-        begun.until(lambda: begun.steps() > n + 9)
-    finally:
-        for child in psutil.Process(begun.process.pid).children(recursive=True):
-            child.kill()
-        begun.process.wait()
-    assert len(found(run_folder)) >= 2
-    assert all(damage(path) == "" for path in found(run_folder))
+        n = len(metrics(run))
+        wait(begun, lambda: len(metrics(run)) > n + 9)
+    assert len(found(run)) >= 2
+    assert all(damage(path) == "" for path in found(run))
     ballast.write_bytes(bytes(shutil.disk_usage(disk).free - ROOM // 4))
-    done = train(*flags(made, run_folder, steps=10**6, resume="auto"), check=False)
+    done = train(*flags(made, run, steps=10**6, resume="auto"), check=False)
     assert re.search(r"has room for \d.* GiB and a checkpoint takes .* make room", done.stderr)
 
 
