@@ -25,6 +25,14 @@ def test_step_loss_divides_by_global_counts_and_undoes_the_average_over_ranks():
     assert step_loss(zero, zero, zero, 0.5, 4.0, 0, 0, 0, world_size=2).item() == 0
 
 
+@pytest.mark.parametrize("loss", [float("inf"), float("nan"), 3.0])
+def test_a_loss_that_is_not_finite_has_gradients_that_are_not(loss):
+    weight = torch.tensor(2.0, requires_grad=True)
+    zero = torch.tensor(0.0)
+    step_loss(weight + (loss - 2), zero, zero, 0.0, 0.0, 1, 1, 1, world_size=1).backward()
+    assert (weight.grad.item() == 1) if loss == 3 else weight.grad.isnan()
+
+
 def test_kl_divergence_is_its_definition_and_moves_the_other_alone():
     base, other = (torch.randn(3, 7, requires_grad=True) for _ in range(2))
     p, q = base.softmax(1), other.softmax(1)
