@@ -192,7 +192,7 @@ def test_a_loss_that_leaps_is_told_and_its_rows_are_written_down(tmp_path: Path)
     noise = torch.randn(300, generator=torch.Generator().manual_seed(0)).tolist()
     falling = [5 - i / 100 + 0.1 * noise[i] for i in range(300)]
     assert [step for step, loss in enumerate(falling) if see(step, loss)] == []
-    assert "loss/ntp leapt to 4.0000, above" in see(300, 4.0)[0]
+    assert "loss/ntp leapt to 1000.0000, above" in see(300, 1000.0)[0]
     assert see(301, 2.0) == []
     assert see(302, float("nan"), skipped=1)
     assert health.skipped == 1
