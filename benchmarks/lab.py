@@ -6,7 +6,8 @@ A run is real commands: data_prep/shard.py, launch/train.py, launch/export.py. W
 in <out>/shards, trainings and exports, in folders named by a digest of all that it depends on:
 flags, base, corpus, seed. So what runs have in common is made once, what is finished is not made
 again, what was interrupted goes on, and what is defined otherwise is made anew; changes of the
-code are not noticed. <out>/results has a file for each run and seed.
+code are not noticed. --results has a file for each run and seed, which is all that the table needs:
+a run whose result is there is not made again, on whatever machine it was made.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from gem_ds.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 DEEPSPEED = ROOT / "ds_configs" / "zero3.json"
+RESULTS = ROOT / "benchmarks" / "results" / "lab"
 BASE = "base"  # the name of the training-free baselines
 LIBRARIES = ("torch", "deepspeed", "transformers")
 
@@ -45,12 +47,15 @@ LIBRARIES = ("torch", "deepspeed", "transformers")
 class Lab:
     """Runs of one table on one base model and corpus."""
 
-    def __init__(self, table: Table, base: Path, corpus: Path, dev: Path, out: Path) -> None:
+    def __init__(
+        self, table: Table, base: Path, corpus: Path, dev: Path, out: Path, results: Path
+    ) -> None:
         """Raises `InputError` for what is missing."""
         for path in (base, corpus):
             if not path.exists():
                 raise InputError(f"{path} is not there; name a folder or file that is")
-        self.table, self.base, self.corpus, self.out = table, base, corpus, out
+        self.table, self.base, self.corpus = table, base, corpus
+        self.out, self.results = out, results
         self.dev = Dev(dev)
         self.base_digest, self.corpus_digest = content(base), content(corpus)
         measured = [content(dev / name) for name in lab_measures.FILES]
@@ -72,9 +77,12 @@ class Lab:
 
         def measure() -> dict[str, Any]:
             made = self._export(run, seed, shards, training, export)
-            metrics = self._folder("trainings", training) / "run" / "metrics.jsonl"
-            steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+            trained = self._folder("trainings", training) / "run"
+            lines = (trained / "metrics.jsonl").read_text().splitlines()
+            steps = [json.loads(line) for line in lines]
+            told = json.loads((trained / "run.json").read_text())
             return {
+                "precision": "bf16" if told["deepspeed"]["bf16"]["enabled"] else "fp32",
                 "figures": lab_measures.trained(made, str(self.base), self.dev),
                 "training_seconds": sum(step["speed/step_seconds"] for step in steps),
                 "training_tokens": sum(step["data/tokens"] for step in steps),
@@ -86,7 +94,7 @@ class Lab:
     def found(self, run: Run) -> list[dict[str, Any]]:
         """The results that there are of a run as it is defined now, one a seed."""
         results = []
-        for path in (self.out / "results").glob(f"{_slug(run.name)}-seed-*.json"):
+        for path in self.results.glob(f"{_slug(run.name)}-seed-*.json"):
             result = json.loads(path.read_text())
             export = self._definitions(run, result["definition"]["training"]["seed"])[-1]
             if result["digest"] == digest(export | self.measured):
@@ -160,7 +168,7 @@ class Lab:
         self, name: str, definition: dict[str, Any], measure: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         """The result in a file, measured unless it is there and of this very definition."""
-        path = self.out / "results" / f"{_slug(name)}.json"
+        path = self.results / f"{_slug(name)}.json"
         wanted = digest(definition | self.measured)
         if path.exists() and json.loads(path.read_text())["digest"] == wanted:
             return dict(json.loads(path.read_text()))
@@ -250,6 +258,9 @@ def main(arguments: list[str], table: Table = TABLE) -> Lab:
         "--dev", type=Path, required=True, help=f"folder with {', '.join(lab_measures.FILES)}"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/lab"), help="default: %(default)s")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="a file for each run; default: %(default)s"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"runs, or {BASE!r} for none")
     parser.add_argument("--seeds", type=int, help="of every run; default: as the table says")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
@@ -258,7 +269,7 @@ def main(arguments: list[str], table: Table = TABLE) -> Lab:
     unknown = set(args.only or []) - {BASE, *names}
     if unknown:
         raise InputError(f"--only {unknown.pop()!r}: there are {BASE}, {', '.join(names)}")
-    lab = Lab(table, args.base, args.corpus, args.dev, args.out)
+    lab = Lab(table, args.base, args.corpus, args.dev, args.out, args.results)
     base = lab.baselines()
     failed = []
     for run in table.runs:

@@ -104,5 +104,5 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _made(run: Run, results: Sequence[Result]) -> list[str]:
     flags = [f"`{part}`" if part else "" for part in (run.shard, run.train, run.export)]
-    where = sorted({f"{result['hardware']}, {result['date']}" for result in results})
+    where = sorted({f"{x['hardware']}, {x['precision']}, {x['date']}" for x in results})
     return [run.name, *flags, str(run.ranks), run.note, "; ".join(where)]

@@ -11,7 +11,7 @@ SHARD = "--row-length 512"
 # that all its pairs are negatives of each other.
 TRAIN = (
     "--steps 302 --rows-per-step 32 --rows-per-micro-batch 32 --gradient-checkpointing false "
-    "--save-every 100 --keep-last 1"
+    "--save-every 20 --keep-last 1"
 )
 
 

@@ -68,7 +68,11 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     _check_objective(config, manifest)
     hidden_size = _model_config(config, manifest).get_text_config().hidden_size
     ds_config = resolve_deepspeed(
-        read_json(config.deepspeed), config, dist.world_size(), hidden_size
+        read_json(config.deepspeed),
+        config,
+        dist.world_size(),
+        hidden_size,
+        dist.computes_bf16(device),
     )
     watchdog = run_folder.enter(config, stack)
     checkpoint_found = run_folder.to_resume(config)
@@ -88,7 +92,11 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
         shutil.copytree(Path(config.shards) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
         resolved = {"config": asdict(config), "deepspeed": ds_config, "manifest": manifest.digest}
         record.write(folder, first_step, started, {**resolved, "attention": backend})
-        print(f"attention: {backend} on the {device.type}, {config.summary_attention} summaries")
+        precision = str(dtype_of(ds_config)).removeprefix("torch.")
+        print(
+            f"{precision} on the {device.type}, attention {backend}, "
+            f"{config.summary_attention} summaries"
+        )
     loader = Loader(
         shards,
         _batch_options(config, manifest, backend),
@@ -255,6 +263,7 @@ def _state(config: TrainConfig, manifest: Manifest, engine: Any) -> dict[str, An
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": shape.num_hidden_layers,
         "vocab_size": shape.vocab_size,
+        "dtype": str(engine.module.lm.dtype).removeprefix("torch."),
         "summary_tokens": manifest.summary_tokens,
         "summary_attention": config.summary_attention,
         "aggregation": config.aggregation,

@@ -42,6 +42,17 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the hardware of every rank multiplies bf16 itself. Emulated, it is several times as
+    slow as fp32."""
+    if device.type == "cuda":
+        here = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        can = torch.cpu.get_capabilities()
+        here = any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return int(sum_over_ranks(torch.tensor(int(here), device=device))) == world_size()
+
+
 def gather(value: T) -> list[T]:
     """A small object of every rank, by rank, on all ranks."""
     if not initialized():

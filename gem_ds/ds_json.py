@@ -26,10 +26,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def resolve_deepspeed(
-    raw: dict[str, Any], config: TrainConfig, world_size: int, hidden_size: int
+    raw: dict[str, Any],
+    config: TrainConfig,
+    world_size: int,
+    hidden_size: int,
+    bf16: bool = True,
 ) -> dict[str, Any]:
     """The JSON with every ``"auto"`` filled.
 
+    ``bf16.enabled`` is filled with `bf16`: whether the hardware computes in it.
     ZeRO-3's bucket sizes in elements are filled from the hidden size C as Transformers does
     (C², 0.9 C², 10 C), with floors that keep small models from many small collectives. Raises
     `InputError` where the JSON and a flag disagree, where the JSON sets what this trainer owns, or
@@ -53,6 +58,7 @@ def resolve_deepspeed(
             "--rows-per-step / (--rows-per-micro-batch x ranks)",
         ),
         "gradient_clipping": (config.max_grad_norm, "--max-grad-norm"),
+        "bf16.enabled": (bf16, None),
         "zero_optimization.reduce_bucket_size": (bucket, None),
         "zero_optimization.stage3_prefetch_bucket_size": (int(0.9 * bucket), None),
         "zero_optimization.stage3_param_persistence_threshold": (

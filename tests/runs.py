@@ -132,11 +132,19 @@ def random_base(folder, config, tokenizer_dir, seed=1):
 
 def fp32(config_name, folder, **zero):
     """One of the project's DeepSpeed files with bf16 off, for exact comparisons."""
+    return _with_bf16(False, config_name, folder, zero)
+
+
+def bf16(config_name, folder, **zero):
+    """One of them with bf16 on, whatever the hardware computes in."""
+    return _with_bf16(True, config_name, folder, zero)
+
+
+def _with_bf16(enabled, config_name, folder, zero):
     config = json.loads((ROOT / "ds_configs" / config_name).read_text())
-    del config["bf16"]
-    del config["data_types"]
+    config["bf16"] = {"enabled": enabled}
     config["zero_optimization"].update(zero)
-    path = folder / f"fp32-{config_name}"
+    path = folder / f"{'bf16' if enabled else 'fp32'}-{config_name}"
     path.write_text(json.dumps(config))
     return path
 

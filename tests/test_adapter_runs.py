@@ -7,7 +7,7 @@ import pytest
 import torch
 from exports import TEXTS
 from helpers import save_tokenizer
-from runs import ROOT, fp32, llama_config, metrics, random_shards, several_runs
+from runs import ROOT, bf16, fp32, llama_config, metrics, random_shards, several_runs
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gem_ds import adapter_files, assemble, build
@@ -39,7 +39,7 @@ def made(tmp_path_factory):
             "summary": flags(folder, rows_per_micro_batch=2),
             "everywhere": flags(folder, adapter="everywhere"),
             "zero2": flags(folder, deepspeed=ROOT / "ds_configs" / "zero2.json"),
-            "zero3": flags(folder, deepspeed=ROOT / "ds_configs" / "zero3.json"),
+            "zero3": flags(folder, deepspeed=bf16("zero3.json", folder)),
             "gradients": flags(folder, gradients=3, max_grad_norm=1e9),
         },
     )

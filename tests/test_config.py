@@ -38,6 +38,15 @@ def resolve(raw, **flags):
     return resolve_deepspeed(raw, config(**flags), world_size=2, hidden_size=64)
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_bf16_is_what_the_json_says_or_the_hardware_computes_in(able):
+    def of(enabled):
+        raw = {"bf16": {"enabled": enabled}}
+        return resolve_deepspeed(raw, config(), 2, 64, able)["bf16"]["enabled"]
+
+    assert (of("auto"), of(True), of(False)) == (able, True, False)
+
+
 def test_a_value_in_both_places_must_agree():
     assert resolve({"gradient_clipping": 1.0})["gradient_clipping"] == 1.0
     with pytest.raises(InputError, match=r"gradient_clipping = 0.5 but --max-grad-norm gives 1.0"):

@@ -9,7 +9,7 @@ from runs import fp32, llama_config, metrics, random_base, random_shards, severa
 from gem_ds.checkpoint import find
 
 STEPS = 9
-# Where all weights are trained, in fp32, and where a frozen base has adapters, in bf16.
+# Where all weights are trained, and where a frozen base has adapters.
 RECIPES = {"all": {"adapter": "none", "weight_decay": 0.1}, "adapters": {"adapter": "summary"}}
 
 

@@ -18,6 +18,7 @@ import torch
 from helpers import save_tokenizer
 from runs import (
     ROOT,
+    bf16,
     command,
     fp32,
     llama_config,
@@ -29,7 +30,7 @@ from runs import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import assemble, build, run_folder
+from gem_ds import assemble, build, dist, run_folder
 from gem_ds.checkpoint import check_agrees, find, found, load_weights, read_state
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
@@ -206,6 +207,8 @@ def trained(made, bases):
             "alpha_start": 1,
             "learning_rate": 1e-3,
         }
+    for name, make in {"bf16": bf16, "fp32": fp32}.items():
+        settings[name] = {**settings["zero3"], "deepspeed": make("zero3.json", made)}
     several_runs(made / "trained", 2, settings)
     return made / "trained"
 
@@ -237,6 +240,18 @@ def test_every_deepspeed_file_starts_and_agrees(trained):
     for name in DEEPSPEED_FILES:
         assert find(trained / name).name == "step-00000002"
         assert losses[name] == pytest.approx(losses["zero3"], rel=5e-3)
+
+
+def test_precision_is_chosen_by_the_hardware_or_by_name(trained):
+    """bf16 gives other numbers, but not far; the project's files take what is fast here."""
+    losses = {n: [m["loss/ntp"] for m in metrics(trained / n)] for n in ("zero3", "bf16", "fp32")}
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=5e-3)
+    fast = "bf16" if dist.computes_bf16(torch.device("cpu")) else "fp32"
+    assert losses["zero3"] == losses[fast]
+    states = {name: read_state(find(trained / name))["dtype"] for name in losses}
+    assert (states["bf16"], states["fp32"]) == ("bfloat16", "float32")
+    assert states["zero3"] == states[fast]
 
 
 def test_the_run_says_what_a_person_wants_to_see(trained):

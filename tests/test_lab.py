@@ -45,7 +45,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
 def run(place: Path, table: Table, *more: str) -> tuple[list[str], str]:
     """What a call did, and the report."""
     told = ["--base", place / "base", "--corpus", place / "corpus.jsonl", "--dev", place / "dev"]
-    told += ["--out", place / "out", "--report", place / "results.md", *more]
+    told += [
+        "--out",
+        place / "out",
+        "--results",
+        place / "results",
+        "--report",
+        place / "results.md",
+        *more,
+    ]
     found = lab.main([str(part) for part in told], table)
     return found.done, (place / "results.md").read_text()
 
@@ -56,9 +64,10 @@ def test_what_is_finished_is_not_repeated_and_what_changed_is(place: Path) -> No
     table = Table([first], SHARD, TRAIN)
     done, report = run(place, table)
     assert done == ["base", *made, "first, seed 0"]
-    result = json.loads((place / "out" / "results" / "first-seed-0.json").read_text())
+    result = json.loads((place / "results" / "first-seed-0.json").read_text())
     assert {"sts", "retrieval", "perplexity books", "given back 100"} <= result["figures"].keys()
     assert result["training_seconds"] > 0
+    assert f", {result['precision']}, {result['date']}" in report
     assert report.count("\n| first ") == 2
     assert f"{result['figures']['sts']:.2f}" in report
     assert "| summary token, untrained " in report
@@ -81,7 +90,7 @@ def test_what_is_finished_is_not_repeated_and_what_changed_is(place: Path) -> No
 
 def test_the_default_leaves_the_logits_of_text_as_they_were(place: Path) -> None:
     run(place, Table([Run("default")], SHARD, TRAIN))
-    result = json.loads((place / "out" / "results" / "default-seed-0.json").read_text())
+    result = json.loads((place / "results" / "default-seed-0.json").read_text())
     assert result["figures"]["same logits"] == 1
 
 

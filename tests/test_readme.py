@@ -89,7 +89,7 @@ def test_commands_run_one_after_another(place: Path) -> None:
         )
         assert done.returncode == 0, f"{typed}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         if "launch/train.py" in command:
-            assert "attention: sdpa on the cpu, isolated summaries" in done.stdout
+            assert "on the cpu, attention sdpa, isolated summaries" in done.stdout
     vectors = np.load(place / "vectors.npy")
     assert vectors.shape == (2, 32)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1], rel=1e-5)
