@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gem_ds import layout
 from gem_ds.attention import attach, make_plan
-from gem_ds.objectives import next_token_loss
+from gem_ds.cross_entropy import NextTokenLoss
 
 STEPS, WARM = 6, 2
 
@@ -60,6 +60,7 @@ def measure(lm: Any, backend: Any, row: int, peak: float) -> dict[str, Any]:
     else:
         attach(lm)
         arguments["position_ids"] = torch.from_numpy(layout.positions(bounds_D4)).to(device)[None]
+    next_token_loss = NextTokenLoss(lm.lm_head, None)
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-5, fused=True)
     torch.cuda.reset_peak_memory_stats()
     times = []
@@ -69,9 +70,8 @@ def measure(lm: Any, backend: Any, row: int, peak: float) -> dict[str, Any]:
         if backend != "stock":
             arguments["gem_plan"] = make_plan(bounds_D4, backend, device=device)
         hidden_TC = lm.base_model(**arguments).last_hidden_state[0]
-        logits_NV = lm.lm_head(hidden_TC.index_select(0, index_N))
-        loss = next_token_loss(logits_NV, targets_T[index_N]) / len(index_N)
-        del logits_NV
+        predicting_NC = hidden_TC.index_select(0, index_N)
+        loss = next_token_loss(predicting_NC, targets_T[index_N]) / len(index_N)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from gem_ds import attention
 from gem_ds.batches import Batch
 from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
+from gem_ds.cross_entropy import NextTokenLoss
 from gem_ds.errors import InputError
-from gem_ds.objectives import next_token_loss
 from gem_ds.prefill import FirstPass, SecondPass
 from gem_ds.reference import Base, Reference, kl_to_base
 
@@ -76,8 +76,14 @@ def _last_states(lm: Any, position_ids: Tensor, plan: Any, **inputs: Tensor) -> 
 def logits(lm: Any, hidden_NC: Tensor) -> Tensor:
     """(N, V) next-token logits of a language model's hidden states."""
     logits_NV: Tensor = lm.get_output_embeddings()(hidden_NC)
-    softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+    softcap = softcap_of(lm)
     return torch.tanh(logits_NV / softcap) * softcap if softcap else logits_NV
+
+
+def softcap_of(lm: Any) -> float | None:
+    """What a language model caps its logits at, softly, if it does (Gemma 2)."""
+    cap: float | None = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+    return cap
 
 
 class SummaryRows(nn.Embedding):
@@ -111,6 +117,10 @@ class GemModel(nn.Module):
         self.options = options or ContrastiveOptions()
         self.base = base
         self.summary_rows = summary_rows
+        head = lm.get_output_embeddings()
+        self.next_token_loss = NextTokenLoss(head, softcap_of(lm))
+        for parameter in head.parameters(recurse=False):
+            deepspeed.zero.register_external_parameter(self.next_token_loss, parameter)
         start = torch.tensor([math.log(self.options.temperature)], dtype=lm.dtype)
         self.log_scale = nn.Parameter(start, requires_grad=self.options.learn_temperature)
 
@@ -145,9 +155,8 @@ class GemModel(nn.Module):
         without a gradient would keep the last one.
         """
         hidden_TC = hidden_states(self.lm, batch, self.summary_rows)
-        ntp = next_token_loss(
-            self.logits(hidden_TC.index_select(0, batch.target_index)), batch.targets
-        )
+        predicting_NC = hidden_TC.index_select(0, batch.target_index)
+        ntp = self.next_token_loss(predicting_NC, batch.targets)
         contrastive = info_nce(
             self.embed(hidden_TC, batch.anchors),
             self.embed(hidden_TC, batch.views),

@@ -3,7 +3,8 @@
 Losses are sums; `step_loss` is the one place where they are divided by the step's global counts and
 where what DeepSpeed does to gradients is undone.
 
-The contrastive loss is in `contrastive`. Shapes: N targets, V vocabulary.
+The contrastive loss is in `contrastive`, next-token prediction in `cross_entropy`. Shapes: N
+targets, V vocabulary.
 """
 
 import math
@@ -12,11 +13,6 @@ from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def next_token_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Sum of the cross entropy of the targets, in fp32; 0 with a gradient where there are none."""
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
 
 
 def kl_divergence(base_NV: Tensor, logits_NV: Tensor) -> Tensor:
