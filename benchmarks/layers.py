@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gem_ds import layout
 from gem_ds.attention import attach, make_plan
 from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds.recompute import Recompute
 
 STEPS, WARM = 6, 2
 
@@ -44,7 +45,7 @@ def build(shape: dict[str, Any], n_layers: int, device: str) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         lm = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    Recompute().apply(lm)
     return lm.train()
 
 

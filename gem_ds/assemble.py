@@ -12,6 +12,7 @@ from gem_ds.contrastive import ContrastiveOptions
 from gem_ds.errors import InputError
 from gem_ds.frozen import FrozenBase, frozen_config
 from gem_ds.manifest import Manifest
+from gem_ds.recompute import Recompute
 
 
 def dtype_of(ds_config: dict[str, Any]) -> torch.dtype:
@@ -35,7 +36,7 @@ def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manif
         from_scratch=config.config is not None,
         vocab_size=manifest.vocab_size,
         new_tokens=new_tokens(config, manifest),
-        gradient_checkpointing=config.gradient_checkpointing,
+        recompute=_recompute(config),
         seed=config.seed,
         dtype=dtype_of(ds_config),
     )
@@ -51,6 +52,14 @@ def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manif
     del partitioned
     engine.train()
     return engine
+
+
+def _recompute(config: TrainConfig) -> Recompute | None:
+    if not config.gradient_checkpointing:
+        return None
+    if config.offload_activations and not torch.cuda.is_available():
+        raise InputError("--offload-activations needs a GPU: without one all is in host memory")
+    return Recompute(config.checkpoint_every, config.keep_products, config.offload_activations)
 
 
 def _contrastive_options(config: TrainConfig, lm: Any, manifest: Manifest) -> ContrastiveOptions:
@@ -88,7 +97,7 @@ def _build_base(config: TrainConfig, ds_config: dict[str, Any], manifest: Manife
         from_scratch=False,
         vocab_size=0,
         new_tokens=(),
-        gradient_checkpointing=False,
+        recompute=None,
         seed=config.seed,
         dtype=dtype_of(ds_config),
     )

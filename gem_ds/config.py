@@ -103,6 +103,13 @@ class TrainConfig:
         "whether a summary token attends earlier ones (causal) or not (the paper's)", "isolated"
     )
     gradient_checkpointing: bool = _flag("recompute activations in the backward pass", True)
+    checkpoint_every: int = _flag("of so many layers one is recomputed, the others are kept", 1)
+    keep_products: bool = _flag(
+        "keep the results of matrix products and attention, and recompute the rest", False
+    )
+    offload_activations: bool = _flag(
+        "what a recomputed layer keeps waits in the host's memory; needs a GPU", False
+    )
 
     adapter: Literal["none", "summary", "everywhere"] = _flag(
         "none trains all weights; else they are frozen and LoRA is trained, switched on at summary "
@@ -170,6 +177,7 @@ class TrainConfig:
             "steps": self.steps > 0,
             "rows_per_step": self.rows_per_step > 0,
             "rows_per_micro_batch": self.rows_per_micro_batch > 0,
+            "checkpoint_every": self.checkpoint_every > 0,
             "save_every": self.save_every > 0,
             "keep_last": self.keep_last > 0,
             "keep_every": self.keep_every >= 0,
@@ -187,6 +195,12 @@ class TrainConfig:
             if not good:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} {getattr(self, name)} is out of range; see --help")
+        how = self.checkpoint_every > 1 or self.keep_products or self.offload_activations
+        if how and not self.gradient_checkpointing:
+            raise InputError(
+                "--checkpoint-every, --keep-products and --offload-activations say how to "
+                "recompute, and --gradient-checkpointing false recomputes nothing; leave it out"
+            )
         together = self.rows_per_micro_batch * world_size
         if self.rows_per_step % together:
             raise InputError(

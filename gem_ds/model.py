@@ -24,6 +24,7 @@ from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
 from gem_ds.cross_entropy import NextTokenLoss
 from gem_ds.errors import InputError
 from gem_ds.prefill import FirstPass, SecondPass
+from gem_ds.recompute import Recompute
 from gem_ds.reference import Base, Reference, kl_to_base
 
 VOCABULARY_MULTIPLE = 64  # rows of the embedding, for the matrix units
@@ -172,7 +173,7 @@ def load(
     from_scratch: bool,
     vocab_size: int,
     new_tokens: Sequence[int],
-    gradient_checkpointing: bool,
+    recompute: Recompute | None,
     seed: int,
     dtype: torch.dtype,
 ) -> Any:
@@ -203,8 +204,8 @@ def load(
     attention.attach(lm)
     if new_tokens and not from_scratch:
         add_rows(lm, vocab_size, min(new_tokens))
-    if gradient_checkpointing:
-        lm.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    if recompute:
+        recompute.apply(lm)
     return lm
 
 

@@ -62,6 +62,8 @@ def _advice(run: Run, doing: str, held: float) -> str:
         cures.append(f"--rows-per-micro-batch {n // 2}")
     if not config.gradient_checkpointing:
         cures.append("--gradient-checkpointing true")
+    elif config.keep_products or config.checkpoint_every > 1:
+        cures.append("--checkpoint-every 1 --keep-products false")
     if run.engine.zero_optimization_stage() < 3:
         cures.append("--deepspeed ds_configs/zero3.json")
     if dist.world_size() == 1 or states > held / 2:

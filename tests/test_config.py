@@ -91,6 +91,8 @@ def test_files_that_cannot_be_read(tmp_path):
             "--kl-to-base with --adapter summary holds nothing",
         ),
         ({"lora_rank": 0}, "--lora-rank 0 is out of range"),
+        ({"checkpoint_every": 0}, "--checkpoint-every 0 is out of range"),
+        ({"keep_products": True, "gradient_checkpointing": False}, "recomputes nothing; leave it"),
         ({"lora_alpha": 0.0}, "--lora-alpha 0.0 is out of range"),
         ({"adapter": "summary", "model": None, "config": "c"}, "--adapter summary needs a trained"),
         ({"alpha": 1.5}, "--alpha 1.5 is out of range"),

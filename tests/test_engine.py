@@ -36,6 +36,11 @@ from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
 from gem_ds.manifest import Manifest
 
+RECOMPUTED = {
+    "nothing": {"gradient_checkpointing": False},
+    "every second": {"checkpoint_every": 2},
+    "all but products": {"keep_products": True},
+}
 DEEPSPEED_FILES = ("zero2", "zero3", "zero3_offload")
 
 
@@ -209,6 +214,8 @@ def trained(made, bases):
         }
     for name, make in {"bf16": bf16, "fp32": fp32}.items():
         settings[name] = {**settings["zero3"], "deepspeed": make("zero3.json", made)}
+    for name, more in RECOMPUTED.items():
+        settings[name] = {**settings["zero3"], **more}
     several_runs(made / "trained", 2, settings)
     return made / "trained"
 
@@ -240,6 +247,12 @@ def test_every_deepspeed_file_starts_and_agrees(trained):
     for name in DEEPSPEED_FILES:
         assert find(trained / name).name == "step-00000002"
         assert losses[name] == pytest.approx(losses["zero3"], rel=5e-3)
+
+
+@pytest.mark.parametrize("name", list(RECOMPUTED))
+def test_what_is_recomputed_changes_nothing(trained, name):
+    recomputed, here = (load_weights(find(trained / n)) for n in ("zero3", name))
+    assert all(torch.equal(recomputed[key], here[key]) for key in recomputed)
 
 
 def test_precision_is_chosen_by_the_hardware_or_by_name(trained):

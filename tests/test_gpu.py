@@ -11,6 +11,7 @@ from models import FAMILIES, MIXED, hidden_states, tiny_model
 
 from gem_ds.attention import attach, choose, make_plan
 from gem_ds.layout import is_gem
+from gem_ds.recompute import Recompute
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -89,6 +90,18 @@ def test_families_compute_with_the_chosen_backend_what_dense_does(family):
     assert choose("auto", model, CUDA, torch.bfloat16) == (
         "flex" if family.startswith(("gemma2", "gpt_oss")) else "varlen"
     )
+
+
+def test_offloaded_activations_give_the_same_gradients():
+    made = []
+    for offload in (False, True):
+        lm = tiny_model(hidden_size=64, head_dim=16).to(CUDA).train()
+        Recompute(offload=offload).apply(lm)
+        ids = torch.arange(int(MIXED[-1, -1]), device=CUDA) % 64
+        hidden_states(lm, ids, MIXED, "dense").pow(2).sum().backward()
+        made.append([p.grad for p in lm.parameters() if p.grad is not None])
+    assert made[0]
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
 def test_flex_compiles_once_for_streams_of_one_padded_length():
