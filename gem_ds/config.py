@@ -144,6 +144,9 @@ class TrainConfig:
     deterministic: bool = _flag(
         "only computations that give the same bits again; slower on a GPU", False
     )
+    profile: int = _flag(
+        "trace so many steps, from the third on, into profile/ of the run's folder (rank 0)", 0
+    )
     local_rank: int = _flag("set by the launcher", -1)
 
     def check(self, world_size: int) -> None:
@@ -183,6 +186,7 @@ class TrainConfig:
             "keep_every": self.keep_every >= 0,
             "max_skipped_steps": self.max_skipped_steps > 0,
             "warmup_steps": self.warmup_steps >= 0,
+            "profile": self.profile >= 0,
             "alpha_start": self.alpha_start >= 0,
             "alpha_ramp": self.alpha_ramp >= 0,
             "learning_rate": self.learning_rate is None or self.learning_rate > 0,

@@ -1,7 +1,7 @@
 """The training loop: from a configuration to checkpoints. Building a run is `build`'s business."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from gem_ds.errors import InputError, StoppedError
 from gem_ds.health import Health
 from gem_ds.metrics import Metrics, memory_gib
 from gem_ds.objectives import step_loss
+from gem_ds.profiling import profiled
 from gem_ds.rehearsal import memory_advice, rehearse
 from gem_ds.saving import Retention, Saver
 from gem_ds.stopping import StopRequest, stop_requests
@@ -45,7 +46,9 @@ def train(config: TrainConfig) -> None:
         )
         stack.enter_context(closing(saver))
         stack.enter_context(_naming_lost_ranks(run.watchdog))
-        _loop(run, metrics, saver, request)
+        n_traced = config.profile if enabled else 0
+        trace = stack.enter_context(profiled(run.folder, n_traced, "rank-00000"))
+        _loop(run, metrics, saver, request, trace)
 
 
 @contextmanager
@@ -60,7 +63,9 @@ def _naming_lost_ranks(watchdog: Watchdog) -> Iterator[None]:
         raise InputError(f"{missing}; the run ends, continue with --resume auto") from error
 
 
-def _loop(run: Run, metrics: Metrics, saver: Saver, request: StopRequest) -> None:
+def _loop(
+    run: Run, metrics: Metrics, saver: Saver, request: StopRequest, trace: Callable[[], None]
+) -> None:
     config, health = run.config, Health(run.folder)
     if config.rehearse and run.first_step < config.steps:
         run.watchdog.move("rehearsing the longest rows")
@@ -71,6 +76,7 @@ def _loop(run: Run, metrics: Metrics, saver: Saver, request: StopRequest) -> Non
         with memory_advice(run, f"in step {step}"):
             taken = train_step(run, step, [request.made, saver.written])
         began, ended = ended, time.perf_counter()
+        trace()
         metrics.log(step, {**taken.values, "speed/loop_seconds": ended - began})
         rows = [i for batch in taken.batches for i in batch.row_ids]
         for text in health.see(step, taken.values, rows):

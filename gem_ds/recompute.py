@@ -9,9 +9,10 @@ import torch.nn.attention.varlen  # defines its operator
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 _ATEN = torch.ops.aten
-# What costs most of a layer's time. Its results are a few times as large as the layer's input.
+# What costs most of a layer's time: linear layers and fused attention. Results are a few times as
+# large as the layer's input. (Not batched products: attention that is made of those has scores.)
 PRODUCTS = [
-    *(_ATEN.mm.default, _ATEN.addmm.default, _ATEN.bmm.default, _ATEN.baddbmm.default),
+    *(_ATEN.mm.default, _ATEN.addmm.default),
     _ATEN._scaled_dot_product_flash_attention.default,
     _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
     _ATEN._scaled_dot_product_efficient_attention.default,

@@ -214,7 +214,7 @@ def trained(made, bases):
         }
     for name, make in {"bf16": bf16, "fp32": fp32}.items():
         settings[name] = {**settings["zero3"], "deepspeed": make("zero3.json", made)}
-    for name, more in RECOMPUTED.items():
+    for name, more in {**RECOMPUTED, "traced": {"steps": 5, "profile": 2}}.items():
         settings[name] = {**settings["zero3"], **more}
     several_runs(made / "trained", 2, settings)
     return made / "trained"
@@ -253,6 +253,17 @@ def test_every_deepspeed_file_starts_and_agrees(trained):
 def test_what_is_recomputed_changes_nothing(trained, name):
     recomputed, here = (load_weights(find(trained / n)) for n in ("zero3", name))
     assert all(torch.equal(recomputed[key], here[key]) for key in recomputed)
+
+
+def test_the_steps_that_were_asked_for_are_traced(trained):
+    (path,) = (trained / "traced" / "profile").iterdir()
+    names = {event.get("name", "") for event in json.loads(path.read_text())["traceEvents"]}
+    assert {name for name in names if name.startswith("ProfilerStep")} == {
+        "ProfilerStep#2",
+        "ProfilerStep#3",
+    }
+    assert "aten::mm" in names
+    assert not (trained / "zero3" / "profile").exists()
 
 
 def test_precision_is_chosen_by_the_hardware_or_by_name(trained):

@@ -14,8 +14,8 @@ FLOORS = {
           local finish prepare_config cluster prepare verification inspection segments positives
           recipes config ds_json corpus bpe lock ranks stopping watchdog""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
-          cross_entropy recompute reference prefill batches data checkpoint saving elastic health
-          record run_folder""",
+          cross_entropy recompute profiling reference prefill batches data checkpoint saving elastic
+          health record run_folder""",
     2: "adapter_files adapters model frozen merge gem_config export encode memories",
     3: "assemble build rehearsal engine evaluate",
 }
