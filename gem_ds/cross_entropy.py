@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Elements of a chunk's logits: so few that a CPU's cache holds them, so many that a GPU is busy.
-_CHUNK = {"cpu": 2**21, "cuda": 2**26}
+_CHUNK = {"cpu": 2**21, "cuda": 2**25}
 _LEAST = 64  # entries of the vocabulary in a chunk
 
 

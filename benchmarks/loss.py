@@ -1,0 +1,139 @@
+"""Next-token loss in chunks of the vocabulary against the plain one: peak memory and time.
+
+    python benchmarks/loss.py --json out.json
+
+Memory is counted, not measured: tensors without content go through forward and backward, and the
+bytes of those that live at once are added up, so that shapes of any size fit any machine. Hidden
+states, weight and targets are there before and are not counted; the gradients of both are. Time is
+of this machine, on shapes that fit it, in turns.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gem_ds import cross_entropy
+from gem_ds.cross_entropy import NextTokenLoss
+
+LARGE = (16_384, 4_096, 128_256)  # tokens, hidden size, vocabulary: Llama 3.1 8B, two rows
+SMALL = (4_096, 320, 8_256)
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Living(TorchDispatchMode):
+    """The most bytes of tensors, made within it, that live at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, Tensor):
+                self._add(x.untyped_storage())
+        return out
+
+    def _add(self, storage: Any) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._remove, key, storage.nbytes())
+
+    def _remove(self, key: int, n: int) -> None:
+        self._known.discard(key)
+        self.now -= n
+
+
+def plain(head: torch.nn.Linear) -> Loss:
+    return lambda hidden, targets: F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+def ways(head: torch.nn.Linear) -> dict[str, Loss]:
+    return {"chunks": NextTokenLoss(head, None), "plain": plain(head)}
+
+
+def given(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[torch.nn.Linear, Tensor, Tensor]:
+    n, width, vocabulary = shape
+    torch.manual_seed(0)
+    head = torch.nn.Linear(width, vocabulary, bias=False, dtype=dtype)
+    hidden = torch.randn(n, width, dtype=dtype, requires_grad=True)
+    return head, hidden, torch.randint(vocabulary, (n,))
+
+
+def memory(name: str, elements: int) -> int:
+    """Peak bytes of forward and backward, with chunks of so many logits."""
+    before = cross_entropy._CHUNK["cpu"]
+    cross_entropy._CHUNK["cpu"] = elements
+    try:
+        with FakeTensorMode():
+            head, hidden, targets = given(LARGE, torch.bfloat16)
+            with Living() as living:
+                ways(head)[name](hidden, targets).backward()  # type: ignore[no-untyped-call]
+    finally:
+        cross_entropy._CHUNK["cpu"] = before
+    return living.peak
+
+
+def seconds(rounds: int) -> dict[str, float]:
+    head, hidden, targets = given(SMALL, torch.float32)
+    times: dict[str, list[float]] = {"chunks": [], "plain": []}
+    for _ in range(rounds + 1):
+        for name, loss in ways(head).items():
+            began = time.perf_counter()
+            loss(hidden, targets).backward()  # type: ignore[no-untyped-call]
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="file for the result")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    peaks = {name: memory("chunks", n) for name, n in cross_entropy._CHUNK.items()}
+    whole = memory("plain", 0)
+    times = seconds(args.rounds)
+    result = {
+        "memory": {
+            "tokens, hidden size, vocabulary": LARGE,
+            "plain_bytes": whole,
+            **{f"chunks_of_{name}_bytes": peak for name, peak in peaks.items()},
+            **{f"chunks_of_{name}_share": peak / whole for name, peak in peaks.items()},
+            "good": max(peaks.values()) <= whole / 8,
+        },
+        "time": {
+            "tokens, hidden size, vocabulary": SMALL,
+            "threads": torch.get_num_threads(),
+            **{f"{name}_seconds": value for name, value in times.items()},
+            "ratio": times["chunks"] / times["plain"],
+        },
+        "torch": importlib.metadata.version("torch"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
