@@ -166,7 +166,7 @@ def test_everywhere_is_pefts_own_lora_and_merges_as_peft_does():
     config = adapter_files.lora_config(["q_proj", "down_proj"], 4, 8.0, None)
     peft = get_peft_model(tiny_model(), config)
     random_b(peft)
-    ours = adapter_files.merged(peft.get_base_model().state_dict(), alpha=8.0)
+    ours = dict(adapter_files.merged(peft.get_base_model().state_dict(), alpha=8.0))
     for name, tensor in peft.merge_and_unload().state_dict().items():
         assert torch.allclose(ours[name], tensor, atol=1e-6), name
 
