@@ -241,7 +241,7 @@ class GemEmbedding(nn.Module):
         size = int(self.model.config.get_text_config().hidden_size)
         return size * (k if self.settings["aggregation"] == "concat" else 1)
 
-    get_sentence_embedding_dimension = get_embedding_dimension  # until SentenceTransformers 5
+    get_sentence_embedding_dimension = get_embedding_dimension  # its older name
 
     def preprocess(
         self, inputs: Sequence[str], prompt: str | None = None, **_: Any
@@ -260,7 +260,7 @@ class GemEmbedding(nn.Module):
         return {"input_ids": ids_BT, "attention_mask": mask_BT}
 
     def tokenize(self, texts: Sequence[str], **_: Any) -> dict[str, Tensor]:
-        """What SentenceTransformers until 5 calls `preprocess`."""
+        """What older versions of SentenceTransformers call `preprocess`."""
         return self.preprocess(texts)
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
