@@ -28,12 +28,12 @@ def exported(
 ):
     """The folder of the export of a random model, with an adapter where the family can have one."""
     vocab, tokens = run_tokenizer(tokenizer, work / "tokenizer", k)
-    lm = tiny_model(family, vocab_size=vocab.size, max_position_embeddings=64)
+    extra = {"attn_logit_softcapping": 0.5} if family.startswith("gemma2") else {}
+    lm = tiny_model(family, vocab_size=vocab.size, max_position_embeddings=64, **extra)
     with torch.no_grad():  # so that attention is no average, and a wrong position shows
         for parameter in lm.parameters():
             parameter.mul_(3 if parameter.ndim > 1 else 1)
     gem = replace(gem_config(tokens, attention), aggregation=aggregation, adapter=adapter)
-    made = None
     if adapter:
         adapters.inject(lm, "summary", 4, 8.0, tokens, 0)
         random_b(lm)

@@ -136,8 +136,14 @@ def test_a_run_is_exported_with_a_share_of_its_moved_base(run, tmp_path):
     done = subprocess.run([*map(str, line)], capture_output=True, text=True)
     assert done.returncode == 2
     assert re.search(r"^error: there is no folder .*base", done.stderr, re.MULTILINE)
-    line += ["--base", run / "moved"]
+    scores = tmp_path / "scores.json"
+    scores.write_text('{"STS": 12.5}')
+    line += ["--base", run / "moved", "--shard-gb", "2e-5", "--scores", scores]
     subprocess.run([*map(str, line)], check=True, capture_output=True)
+    assert len(list((output / "model").glob("model-*-of-*.safetensors"))) > 3
+    card = (output / "README.md").read_text()
+    for part in ("| STS | 12.5 |", "| recipe | keep |", "base averaged in | 0.3 |", "tokens seen"):
+        assert part in card
     assert read_gem_config(output / "model").base_share == 0.3
     trained = load_weights(find(run / "run"))
     base = AutoModelForCausalLM.from_pretrained(run / "moved").state_dict()
