@@ -1,11 +1,14 @@
 """Adapters as tensors of a checkpoint: told apart from the base, merged into it, or written as
-`peft` writes them. Adapters at work in a model are the business of `adapters`.
+`peft` writes them. Weights are computed when they are looked up (`lazy`). Adapters at work in a
+model are the business of `adapters`.
 
 Shapes: C in and D out of a linear layer, R rank, k summary tokens.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from gem_ds.lazy import Lazy, changed, digest, renamed
+
 NAME = "default"  # peft's, of a model's only adapter
 FOLDER = "adapter"  # beside the exported model
-WHY_NO_EMBED = """\
-This model embeds with an adapter (adapter/) that is on at the summary tokens alone.
-Stock SentenceTransformers cannot switch an adapter by position, so there is no model-embed here.
-Embed with launch/encode.py --model, or gem_ds.encode.Encoder; or, with one summary token, with
-PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("model"), "adapter"), where the
-embedding of a text is the last hidden state at the summary token behind it.
-"""
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,9 @@ class Adapter:
     lora: Mapping[str, Tensor]
     alpha: float
 
-    def write(self, folder: Path, summary_tokens: Sequence[int], dtype: torch.dtype) -> None:
-        """Write a new `folder` as `peft` does, as an activated LoRA of the summary tokens."""
+    def write(self, folder: Path, summary_tokens: Sequence[int], dtype: torch.dtype) -> str:
+        """Write a new `folder` as `peft` does, as an activated LoRA of the summary tokens; a digest
+        of it."""
         folder.mkdir()
         names = sorted({name.split(".")[-3] for name in self.lora})
         rank = next(len(tensor) for name, tensor in self.lora.items() if ".lora_A." in name)
@@ -43,6 +42,8 @@ class Adapter:
         config.save_pretrained(str(folder))
         tensors = {f"base_model.model.{n}": t.to(dtype).contiguous() for n, t in self.lora.items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        lines = [digest(name, tensor) for name, tensor in sorted(tensors.items())]
+        return hashlib.sha256("\n".join([*lines, f"alpha {self.alpha}"]).encode()).hexdigest()
 
 
 def lora_config(
@@ -61,34 +62,39 @@ def lora_config(
     )
 
 
-def separated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def separated(weights: Mapping[str, Tensor]) -> tuple[Lazy, Lazy]:
     """(the base's weights named as Transformers does, the adapters' as in `peft`'s files)."""
-    base, lora = {}, {}
-    for name, tensor in weights.items():
-        if ".lora_" in name:
-            lora[name.replace(f".{NAME}.", ".")] = tensor
-        else:
-            base[name.replace(".base_layer.", ".")] = tensor
-    return base, lora
+    lora = {name.replace(f".{NAME}.", "."): name for name in weights if ".lora_" in name}
+    base = {name.replace(".base_layer.", "."): name for name in weights if ".lora_" not in name}
+    return renamed(weights, base), renamed(weights, lora)
 
 
-def merged(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def merged(weights: Mapping[str, Tensor], alpha: float) -> Lazy:
     """The base's weights with the adapters added to them in fp32, as `peft` merges."""
     base, lora = separated(weights)
-    for name in [name for name in lora if ".lora_A." in name]:
+
+    def add(name: str, weight_DC: Tensor) -> Tensor:
         a_RC, b_DR = lora[name].float(), lora[name.replace(".lora_A.", ".lora_B.")].float()
-        target = name.replace(".lora_A.", ".")
-        base[target] = base[target].float() + b_DR @ a_RC * (alpha / len(a_RC))
-    return base
+        return weight_DC.float() + b_DR @ a_RC * (alpha / len(a_RC))
+
+    return changed(
+        base, {n.replace(".lora_A.", "."): partial(add, n) for n in lora if ".lora_A." in n}
+    )
 
 
-def write_rows(
-    weights: dict[str, Tensor], config: Any, summary_tokens: Sequence[int], rows_kC: Tensor
-) -> None:
-    """Put the summary tokens' rows into the input embedding of a model of this configuration."""
+def with_rows(
+    weights: Mapping[str, Tensor], config: Any, summary_tokens: Sequence[int], rows_kC: Tensor
+) -> Lazy:
+    """The weights with the summary tokens' rows in the input embedding of a model of this
+    configuration."""
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
     embedding = lm.get_input_embeddings()
     name = next(name for name, module in lm.named_modules() if module is embedding) + ".weight"
-    weights[name] = weights[name].to(rows_kC.dtype, copy=True)
-    weights[name][list(summary_tokens)] = rows_kC
+
+    def put(weight: Tensor) -> Tensor:
+        weight = weight.to(rows_kC.dtype, copy=True)
+        weight[list(summary_tokens)] = rows_kC
+        return weight
+
+    return changed(weights, {name: put})

@@ -12,10 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from gem_ds import dist, files
 from gem_ds.errors import InputError
+from gem_ds.lazy import Lazy, renamed
 
 STATE = "gem.json"
 LATEST = "latest"
@@ -167,27 +166,23 @@ def load(engine: Any, checkpoint: Path) -> None:
         )
 
 
-def load_weights(checkpoint: Path) -> dict[str, Tensor]:
+def load_weights(checkpoint: Path, mapped_bytes: int = 2**28) -> Lazy:
     """The language model's weights on the CPU, named as in the Transformers model.
 
-    Of parameters that share memory (tied embeddings) only the first name is given. Trained weights
-    are in fp32. Where the base was frozen, its weights are in the dtype of the run, adapters have
-    `peft`'s names, and `ROWS` are the summary tokens' rows (k, C). Raises `InputError` for a
-    damaged checkpoint.
+    Each is read when it is looked up; at most about `mapped_bytes` of the checkpoint's files stay
+    mapped. Of parameters that are one (tied embeddings) one name is given. Trained weights are in
+    fp32. Where the base was frozen, its weights are in the dtype of the run, adapters have `peft`'s
+    names, and `ROWS` are the summary tokens' rows (k, C). Raises `InputError` for a damaged
+    checkpoint.
     """
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    from gem_ds import partitions  # loads DeepSpeed, which takes seconds
 
     wrong = damage(checkpoint)
     if wrong:
         raise InputError(f"{wrong}; use another checkpoint (--step)")
-    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    weights: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in state.items():
-        if name.startswith((_PREFIX, ROWS)) and tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            weights[name.removeprefix(_PREFIX)] = tensor
-    return weights
+    tensors = partitions.tensors(checkpoint, mapped_bytes)
+    names = (name for name in tensors if name.startswith((_PREFIX, ROWS)))
+    return renamed(tensors, {name.removeprefix(_PREFIX): name for name in names})
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -1,32 +1,35 @@
 """Writing a trained model as folders that stock libraries load.
 
 ``model/`` is a plain Transformers folder: it generates, and knows the summary tokens but never
-emits them. ``model-embed/`` is the same weights as a SentenceTransformers folder, whose tokenizer
-puts the summary token behind every text. One folder could not be both: pooling configuration in
-the root makes servers choose pooling, and a tokenizer that appends a token shifts the scoring of
-continuations. Reading weights out of DeepSpeed's files is the business of `checkpoint`.
+emits them. ``model-embed/`` is the same weights as a SentenceTransformers folder, which puts the
+summary tokens behind every text. One folder could not be both: pooling configuration in the root
+makes servers choose pooling, and a tokenizer that appends a token shifts the scoring of
+continuations. Reading weights out of DeepSpeed's files is the business of `checkpoint`, writing
+them of `export_weights`, ``model-embed/`` of `export_embed` and the cards of `model_card`.
 """
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from gem_ds import adapter_files, merge, tokenization
+from gem_ds import adapter_files, export_embed, export_weights, merge, model_card, tokenization
 from gem_ds.errors import InputError
+from gem_ds.export_embed import write_json
 from gem_ds.gem_config import GEM_CONFIG, GemConfig
+from gem_ds.lazy import renamed
+from gem_ds.model_card import Provenance
 from gem_ds.tokenization import Vocabulary
 
-EMBED_REFUSED = "model-embed.txt"
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+SHARD_GB = 5.0
 
 
 def export_run(
@@ -36,17 +39,22 @@ def export_run(
     dtype: torch.dtype,
     base_share: float = 0.0,
     base: str | None = None,
+    shard_gb: float = SHARD_GB,
+    scores: Path | None = None,
 ) -> Path:
     """Export the checkpoint of a run's `step`, or its newest; returns the checkpoint's folder.
 
     The weights are ``1 - base_share`` of the trained ones plus `base_share` of the base's. The base
-    is the run's own, or `base` where that has moved. Raises `InputError` if there is no
-    checkpoint, if the base is not this model's, or as `export` does.
+    is the run's own, or `base` where that has moved. Weights go from the checkpoint's files into
+    those of the export tensor by tensor: memory holds about an output shard, and as much of mapped
+    files. `scores` are measured figures for the model card, a JSON file. Raises `InputError` if
+    there is no checkpoint, if the base is not this model's, or as `export` does.
     """
     from gem_ds import checkpoint  # DeepSpeed takes seconds to import; readers of exports need none
 
     folder = checkpoint.find(run, step)
     _check_output(output)  # before the weights are read, which takes minutes for a large model
+    shard_bytes = _bytes_of(shard_gb)
     state = checkpoint.read_state(folder)
     mode, _, alpha = state.get("adapter") or (None, 0, 0.0)
     told = json.loads((run / "run.json").read_text())["config"]
@@ -67,22 +75,31 @@ def export_run(
     source = _base_of(told, base, base_share)
     if source and mode == "summary":
         raise InputError(f"{run} has trained an adapter beside its base; drop --merge-base")
+    about = model_card.provenance(run, gem.step, base or told["model"], scores)
     vocab = tokenization.load(run / "tokenizer")
     opened = merge.open_base(source, config, vocab) if source else None
-    weights = checkpoint.load_weights(folder)
+    weights: Mapping[str, Tensor] = checkpoint.load_weights(folder, shard_bytes)
     adapter = None
     if mode is not None:
-        rows_kC = weights.pop(checkpoint.ROWS)
+        rows_kC = weights[checkpoint.ROWS]
+        weights = renamed(weights, {name: name for name in weights if name != checkpoint.ROWS})
         if mode == "summary":
             weights, lora = adapter_files.separated(weights)
             adapter = adapter_files.Adapter(lora, alpha)
         else:
             weights = adapter_files.merged(weights, alpha)
-        adapter_files.write_rows(weights, config, gem.summary_tokens, rows_kC)
+        weights = adapter_files.with_rows(weights, config, gem.summary_tokens, rows_kC)
     if opened:
-        merge.merge(weights, opened, base_share)
-    export(weights, config, run / "tokenizer", gem, output, dtype, generation, adapter)
+        weights = merge.merge(weights, opened, base_share)
+    tokenizer = run / "tokenizer"
+    export(weights, config, tokenizer, gem, output, dtype, generation, adapter, shard_gb, about)
     return folder
+
+
+def _bytes_of(shard_gb: float) -> int:
+    if not shard_gb > 0:
+        raise InputError(f"--shard-gb {shard_gb} is no size; give gigabytes above 0")
+    return max(1, round(shard_gb * 1e9))
 
 
 def _base_of(told: Mapping[str, Any], base: str | None, share: float) -> str | None:
@@ -105,18 +122,20 @@ def export(
     dtype: torch.dtype = torch.bfloat16,
     generation_config: Mapping[str, Any] | None = None,
     adapter: adapter_files.Adapter | None = None,
+    shard_gb: float = SHARD_GB,
+    about: Provenance | None = None,
 ) -> None:
-    """Write ``output/model`` and, where stock readers can be exact, ``output/model-embed``.
+    """Write ``output/model`` and ``output/model-embed``, and an `adapter` into ``output/adapter``
+    as `peft` does, each with its card.
 
-    An `adapter` is written into ``output/adapter`` as `peft` does.
-
-    `weights` are named as in the Transformers model of `config`; a tied head's alias may be
-    absent. With an adapter, or where the number of summary tokens is not one, a text file in the
-    place of ``model-embed`` says why there is none. `output` appears complete or not at all. Raises
-    `InputError` if it exists and is not empty, or if weights, config and tokenizer do not belong
-    together.
+    `weights` are named as in the Transformers model of `config`; a tied head's alias may be absent.
+    Each is looked up once and not kept. They go into files of at most `shard_gb` gigabytes. Without
+    summary tokens a text file in the place of ``model-embed`` says why there is none. `output`
+    appears complete or not at all. Raises `InputError` if it exists and is not empty, or if
+    weights, config and tokenizer do not belong together.
     """
     _check_output(output)
+    shard_bytes = _bytes_of(shard_gb)
     vocab = tokenization.load(tokenizer_folder)
     if tuple(tokenization.summary_ids(vocab)) != gem.summary_tokens:
         raise InputError(
@@ -125,31 +144,24 @@ def export(
             "export with the tokenizer of the same run"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    temporary = output.parent / f".{output.name}.{os.getpid()}" / output.name
     try:
-        _write_model(temporary / "model", weights, config, vocab, gem, dtype, generation_config)
-        shutil.copytree(tokenizer_folder, temporary / "model", dirs_exist_ok=True)
+        model = temporary / "model"
+        model.mkdir(parents=True)
+        lm = _without_memory(config, dtype)
+        digests = [export_weights.write(model, weights, lm, dtype, shard_bytes)]
+        _write_configs(model, lm, vocab, gem, generation_config)
+        shutil.copytree(tokenizer_folder, model, dirs_exist_ok=True)
         if adapter is not None:
-            adapter.write(temporary / adapter_files.FOLDER, gem.summary_tokens, dtype)
-            (temporary / EMBED_REFUSED).write_text(adapter_files.WHY_NO_EMBED)
-        elif len(gem.summary_tokens) == 1:
-            _write_embed(temporary / "model", temporary / "model-embed", vocab, gem)
-        else:
-            (temporary / EMBED_REFUSED).write_text(_why_no_embed(gem))
+            folder = temporary / adapter_files.FOLDER
+            digests.append(adapter.write(folder, gem.summary_tokens, dtype))
+        gem = replace(gem, fingerprint=_fingerprint(digests, vocab, gem))
+        write_json(model / GEM_CONFIG, asdict(gem))
+        export_embed.write(temporary, vocab, gem)
+        model_card.write(temporary, gem, about or Provenance())
         temporary.replace(output)  # onto nothing or an empty folder
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _why_no_embed(gem: GemConfig) -> str:
-    k = len(gem.summary_tokens)
-    if not k:
-        return "This model was trained without summary tokens, so it generates but cannot embed.\n"
-    return (
-        f"This model embeds with {k} summary tokens ({gem.aggregation} over them).\n"
-        "Stock SentenceTransformers cannot do that, so there is no model-embed here.\n"
-        "Embed with launch/encode.py --model, or gem_ds.encode.Encoder.\n"
-    )
+        shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
 def _check_output(output: Path) -> None:
@@ -157,22 +169,25 @@ def _check_output(output: Path) -> None:
         raise InputError(f"{output} exists and is not empty; name another --output or remove it")
 
 
-def _write_model(
-    folder: Path,
-    weights: Mapping[str, Tensor],
-    config: Any,
-    vocab: Vocabulary,
-    gem: GemConfig,
-    dtype: torch.dtype,
-    generation_config: Mapping[str, Any] | None,
-) -> None:
+def _without_memory(config: Any, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    lm.load_state_dict(_checked(weights, lm, dtype), strict=False, assign=True)
-    lm.tie_weights()
     lm.config.use_cache = True
+    lm.config.dtype = dtype
+    lm.config.architectures = [type(lm).__name__]
     lm.config.__dict__.pop("auto_map", None)  # the architecture is a stock one
-    lm.save_pretrained(folder)
+    return lm
+
+
+def _write_configs(
+    folder: Path,
+    lm: Any,
+    vocab: Vocabulary,
+    gem: GemConfig,
+    generation_config: Mapping[str, Any] | None,
+) -> None:
+    """How to build the model, and how to generate with it: no token that spells nothing."""
+    lm.config.save_pretrained(folder)
     if generation_config is None:
         generation_config = GenerationConfig.from_model_config(lm.config).to_dict()
     rows = lm.get_input_embeddings().weight.shape[0]
@@ -182,104 +197,16 @@ def _write_model(
         *range(vocab.size, rows),  # rows that only fill up the embedding spell nothing
     }
     generation = {**generation_config, "suppress_tokens": sorted(suppressed)}
-    _write_json(folder / "generation_config.json", generation)
-    _write_json(folder / GEM_CONFIG, asdict(gem))
+    write_json(folder / "generation_config.json", generation)
 
 
-def _checked(weights: Mapping[str, Tensor], lm: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in `dtype`, after a check that they are this model's, all of them."""
-    expected = lm.state_dict()
-    missing = expected.keys() - weights.keys() - lm.all_tied_weights_keys.keys()
-    unknown = weights.keys() - expected.keys()
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected.keys() & weights.keys()
-        if weights[name].shape != expected[name].shape
-    ]
-    wrong = [
-        *(f"{name} is missing" for name in missing),
-        *(f"{name} is unknown" for name in unknown),
-        *shapes,
-    ]
-    if wrong:
-        raise InputError(
-            f"the weights are not those of this {type(lm).__name__}: {sorted(wrong)[0]} "
-            f"({len(wrong)} such tensors); take config and weights from the same checkpoint"
-        )
-    return {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in weights.items()
+def _fingerprint(digests: list[str], vocab: Vocabulary, gem: GemConfig) -> str:
+    """sha256 of all that decides what the exported model computes."""
+    settings = {
+        "weights": digests,
+        "tokenizer": tokenization.fingerprint(vocab),
+        "summary_tokens": gem.summary_tokens,
+        "summary_attention": gem.summary_attention,
+        "aggregation": gem.aggregation,
     }
-
-
-def _write_embed(model: Path, folder: Path, vocab: Vocabulary, gem: GemConfig) -> None:
-    """The SentenceTransformers folder: ``bos text summary``, the last token's state, normalised.
-
-    Pooling and module names are written in their oldest spelling, which every version of
-    SentenceTransformers, text-embeddings-inference and vLLM reads.
-    """
-    (folder / "1_Pooling").mkdir(parents=True)
-    (folder / "2_Normalize").mkdir()
-    for pattern in WEIGHTS:
-        for file in model.glob(pattern):
-            _link(file, folder / file.name)
-    shutil.copy2(model / "config.json", folder)
-    config = AutoConfig.from_pretrained(model).get_text_config()
-    _write_embed_tokenizer(model, folder, vocab, gem.summary_tokens[0])
-    module = "sentence_transformers.models"
-    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"{module}.{name}"}
-        for i, (name, path) in enumerate(paths.items())
-    ]
-    modes = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens"]
-    modes += ["weightedmean_tokens", "lasttoken"]
-    pooling = {f"pooling_mode_{mode}": mode == "lasttoken" for mode in modes}
-    size = {"word_embedding_dimension": config.hidden_size}
-    _write_json(folder / "modules.json", modules)
-    _write_json(folder / "1_Pooling" / "config.json", size | pooling | {"include_prompt": True})
-    _write_json(folder / "2_Normalize" / "config.json", {})
-    _write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": config.max_position_embeddings, "do_lower_case": False},
-    )
-    _write_json(
-        folder / "config_sentence_transformers.json",
-        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
-    )
-
-
-def _write_embed_tokenizer(model: Path, folder: Path, vocab: Vocabulary, summary: int) -> None:
-    """The tokenizer that writes ``bos text summary``, as the encoder does.
-
-    It has no chat template, which would make readers send texts as chat; it pads on the right, so
-    that learned positions count from the text's first token.
-    """
-    backend = Tokenizer.from_str(vocab.backend.to_str())
-    before = [] if vocab.bos_token_id is None else [vocab.bos_token_id]
-    names = {i: backend.id_to_token(i) or "" for i in (*before, summary)}
-    bos, name = [names[i] for i in before], names[summary]
-    backend.post_processor = processors.TemplateProcessing(
-        single=[*bos, "$A", name],
-        pair=[*bos, "$A", "$B", name],
-        special_tokens=[(token, i) for i, token in names.items()],
-    )
-    backend.save(str(folder / "tokenizer.json"))
-    config = json.loads((model / "tokenizer_config.json").read_text())
-    config.pop("chat_template", None)
-    config["padding_side"] = config["truncation_side"] = "right"
-    if config.get("pad_token") is None:  # what pads is masked, so any token will do
-        config["pad_token"] = name
-    _write_json(folder / "tokenizer_config.json", config)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy on a file system without them."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

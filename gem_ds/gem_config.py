@@ -18,7 +18,8 @@ class GemConfig:
 
     `step` and `manifest` (a digest of the shards) tell where the weights are from, `base_share` how
     much of the base was averaged in; `dimensions` are what embeddings can be cut to. With `adapter`
-    the adapter in the folder beside the model is on at summary tokens.
+    the adapter in the folder beside the model is on at summary tokens. `fingerprint` is a digest of
+    all that decides what the model computes: weights, adapter, tokenizer and the settings here.
     """
 
     summary_tokens: tuple[int, ...]
@@ -30,6 +31,7 @@ class GemConfig:
     dimensions: tuple[int, ...] = ()
     base_share: float = 0.0
     adapter: bool = False
+    fingerprint: str = ""
 
 
 def read_gem_config(folder: Path) -> GemConfig:

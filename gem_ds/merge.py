@@ -1,13 +1,14 @@
 """Averaging a trained model's weights back towards its base.
 
-Tensors of the base are read one at a time from its safetensors files; the base is never whole in
-memory. Of the embeddings only the rows that the base has trained are averaged: summary tokens and
-rows that fill up stay as trained.
+Tensors are averaged when they are looked up, and those of the base read from its safetensors files
+then; neither model is ever whole in memory. Of the embeddings only the rows that the base has
+trained are averaged: summary tokens and rows that fill up stay as trained.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.utils.hub import cached_file
 
 from gem_ds import tokenization
 from gem_ds.errors import InputError
+from gem_ds.lazy import Lazy, changed
 from gem_ds.tokenization import Vocabulary
 
 
@@ -71,16 +73,22 @@ def open_base(base: str, config: Any, vocab: Vocabulary) -> Base:
     return Base(files, rows)
 
 
-def merge(weights: Mapping[str, Tensor], base: Base, share: float) -> None:
-    """Make each of `weights` (fp32, in place) ``(1 - share)`` of itself plus `share` of the base's.
+def merge(weights: Mapping[str, Tensor], base: Base, share: float) -> Lazy:
+    """`weights`, each ``(1 - share)`` of itself plus `share` of the base's, in fp32.
 
     The interpolation of WiSE-FT (arXiv 2109.01903). `weights` are named as in the Transformers
     model and hold each of its parameters; buffers stay as they are.
     """
-    for name, n in base.rows.items():
+
+    def average(name: str, weight: Tensor) -> Tensor:
+        n = base.rows[name]
         with safe_open(base.files[name], "pt") as file:
             part = file.get_slice(name)[:n]
-        weights[name][:n].mul_(1 - share).add_(part.float(), alpha=share)
+        weight = weight.to(torch.float32, copy=True)
+        weight[:n].mul_(1 - share).add_(part.float(), alpha=share)
+        return weight
+
+    return changed(weights, {name: partial(average, name) for name in base.rows})
 
 
 def _same_tokens(base: Vocabulary, vocab: Vocabulary) -> bool:

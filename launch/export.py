@@ -3,7 +3,8 @@
     python launch/export.py --run runs/gem --output exports/gem
 
 <output>/model generates (AutoModelForCausalLM, vLLM, lm-eval) and <output>/model-embed embeds
-(SentenceTransformers, text-embeddings-inference, vLLM's pooling runner).
+(SentenceTransformers; with one summary token and without an adapter also text-embeddings-inference
+and vLLM's pooling runner). README.md tells of both.
 """
 
 import argparse
@@ -31,6 +32,16 @@ def main() -> None:
         help="average the weights with the base's: 0.3 is 0.7 trained + 0.3 base; default: 0",
     )
     parser.add_argument("--base", help="where that base is now; default: where the run had it from")
+    parser.add_argument(
+        "--shard-gb",
+        type=float,
+        default=5.0,
+        metavar="GB",
+        help="largest file of weights, and about the memory that it takes; default: %(default)s",
+    )
+    parser.add_argument(
+        "--scores", type=Path, metavar="FILE", help="measured figures for the model card, as JSON"
+    )
     if len(sys.argv) == 1:
         parser.print_help()
         sys.exit(2)
@@ -38,21 +49,25 @@ def main() -> None:
 
     import torch  # after the arguments, so that help comes at once
 
-    from gem_ds import export
+    from gem_ds import export, export_embed
 
     dtype = getattr(torch, args.dtype)
     checkpoint = export.export_run(
-        args.run, args.step, args.output, dtype, args.merge_base, args.base
+        *(args.run, args.step, args.output, dtype, args.merge_base, args.base),
+        *(args.shard_gb, args.scores),
     )
     print(
         f"exported {checkpoint}\n\n"
         f'generate   AutoModelForCausalLM.from_pretrained("{args.output}/model")\n'
         f"embed      python launch/encode.py --model {args.output} < texts.txt > vectors.npy"
     )
-    if (args.output / "model-embed").is_dir():
-        print(f'           SentenceTransformer("{args.output}/model-embed")')
+    embed = args.output / export_embed.FOLDER
+    if export_embed.needs_own_code(embed):
+        print(f'           SentenceTransformer("{embed}", trust_remote_code=True)')
+    elif embed.is_dir():
+        print(f'           SentenceTransformer("{embed}")')
     else:
-        print(f"           (no model-embed: see {args.output / export.EMBED_REFUSED})")
+        print(f"           (no {embed.name}: see {args.output / export_embed.REFUSED})")
 
 
 if __name__ == "__main__":

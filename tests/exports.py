@@ -1,5 +1,6 @@
 """Tiny random models of real architectures, exported as a training run would."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from transformers import (
 )
 
 from gem_ds import tokenization
-from gem_ds.export import export
+from gem_ds.contrastive import Aggregation
+from gem_ds.export import SHARD_GB, export
 from gem_ds.gem_config import GemConfig
 from gem_ds.segments import SummaryAttention
 
@@ -79,6 +81,8 @@ def export_tiny(
     attention: SummaryAttention = "isolated",
     dtype: torch.dtype = torch.float32,
     generation: dict[str, Any] | None = None,
+    aggregation: Aggregation = "mean",
+    shard_gb: float = SHARD_GB,
 ) -> tuple[Any, Path]:
     """(the model as trained, its export folder)."""
     vocab, summary_tokens = run_tokenizer(base_tokenizer, work / "tokenizer", k)
@@ -88,7 +92,8 @@ def export_tiny(
         for name, tensor in lm.state_dict().items()
         if name not in lm.all_tied_weights_keys
     }
-    gem = gem_config(summary_tokens, attention)
+    gem = replace(gem_config(summary_tokens, attention), aggregation=aggregation)
     output = work / "export"
-    export(weights, lm.config, work / "tokenizer", gem, output, dtype, generation)
+    tokenizer = work / "tokenizer"
+    export(weights, lm.config, tokenizer, gem, output, dtype, generation, shard_gb=shard_gb)
     return lm, output

@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from exports import TEXTS
 from helpers import save_tokenizer
 from runs import ROOT, bf16, fp32, llama_config, metrics, random_shards, several_runs
+from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gem_ds import adapter_files, assemble, build
@@ -19,6 +21,8 @@ from gem_ds.export import export_run
 from gem_ds.manifest import Manifest
 
 K = 2
+# All weights trained, those of matrices in a group of their own.
+ALL = {"adapter": "none", "weight_decay": 0.1, "steps": 1, "save_every": 1}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,7 @@ def made(tmp_path_factory):
     config = AutoConfig.from_pretrained(folder / "config", initializer_range=0.2)
     AutoModelForCausalLM.from_config(config).save_pretrained(base)
     fp32("zero3.json", folder, stage3_param_persistence_threshold=0)
+    stages = {"zero2": ROOT / "ds_configs" / "zero2.json", "zero3": folder / "fp32-zero3.json"}
     several_runs(
         folder / "two",
         2,
@@ -41,6 +46,7 @@ def made(tmp_path_factory):
             "zero2": flags(folder, deepspeed=ROOT / "ds_configs" / "zero2.json"),
             "zero3": flags(folder, deepspeed=bf16("zero3.json", folder)),
             "gradients": flags(folder, gradients=3, max_grad_norm=1e9),
+            **{f"all-{n}": flags(folder, deepspeed=path, **ALL) for n, path in stages.items()},
         },
     )
     return folder
@@ -68,7 +74,7 @@ def flags(folder, **changed):
 def test_the_base_stays_bit_for_bit_and_the_adapters_learn(made, name):
     expected = AutoModelForCausalLM.from_pretrained(made / "base").state_dict()
     weights = {step: load_weights(find(made / "two" / name, step)) for step in (3, 6)}
-    base, lora = adapter_files.separated(weights[6])
+    base, lora = map(dict, adapter_files.separated(weights[6]))
     trained = {**lora, ROWS: base.pop(ROWS)}
     assert base.keys() == expected.keys() - {"lm_head.weight"}
     for key, weight in base.items():
@@ -82,6 +88,20 @@ def test_the_base_stays_bit_for_bit_and_the_adapters_learn(made, name):
     assert trained[ROWS].shape == (K, 32)
     losses = [m["loss/ntp"] for m in metrics(made / "two" / name)]
     assert losses[-1] < losses[0] - 0.1, "every step has the same rows"
+
+
+@pytest.mark.parametrize(
+    "name", ["summary", "everywhere", "zero2", "zero3", "all-zero2", "all-zero3"]
+)
+def test_weights_read_one_by_one_are_those_that_deepspeed_gathers(made, name):
+    checkpoint = find(made / "two" / name)
+    gathered = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    expected = {n.removeprefix("lm."): tensor for n, tensor in gathered.items()}
+    weights = load_weights(checkpoint)
+    assert expected.keys() - weights.keys() == {"lm_head.weight", "log_scale"}
+    for key, weight in weights.items():
+        assert torch.equal(weight, expected[key]), key
+        assert weight.dtype == expected[key].dtype, key
 
 
 def test_the_frozen_weights_have_no_optimizer_state(made):
@@ -141,6 +161,10 @@ def test_an_adapter_for_summary_tokens_is_exported_beside_its_base(made, tmp_pat
     with torch.inference_mode():
         assert torch.equal(loaded(ids).logits[..., :400], base(ids).logits)
     on = Encoder.from_pretrained(tmp_path / "out").encode(TEXTS)
+    embedder = SentenceTransformer(
+        str(tmp_path / "out" / "model-embed"), device="cpu", trust_remote_code=True
+    )
+    assert (on * embedder.encode(TEXTS)).sum(1).min() > 0.9999
     off = Encoder(loaded.base_model, *_settings(tmp_path / "out")).encode(TEXTS)
     assert (on * off).sum(1).max() < 0.999
 

@@ -166,7 +166,7 @@ def test_everywhere_is_pefts_own_lora_and_merges_as_peft_does():
     config = adapter_files.lora_config(["q_proj", "down_proj"], 4, 8.0, None)
     peft = get_peft_model(tiny_model(), config)
     random_b(peft)
-    ours = adapter_files.merged(peft.get_base_model().state_dict(), alpha=8.0)
+    ours = dict(adapter_files.merged(peft.get_base_model().state_dict(), alpha=8.0))
     for name, tensor in peft.merge_and_unload().state_dict().items():
         assert torch.allclose(ours[name], tensor, atol=1e-6), name
 
@@ -195,7 +195,7 @@ def exported(request, tokenizer_dir, tmp_path_factory):
     state = {n: t for n, t in lm.state_dict().items() if n not in lm.all_tied_weights_keys}
     weights, lora = adapter_files.separated(state)
     rows_kC = torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
-    adapter_files.write_rows(weights, lm.config, tokens, rows_kC)
+    weights = adapter_files.with_rows(weights, lm.config, tokens, rows_kC)
     gem = gem_config(tokens, "isolated")
     gem = type(gem)(**{**vars(gem), "adapter": True})
     adapter = adapter_files.Adapter(lora, 8.0)
@@ -234,9 +234,9 @@ def test_the_encoder_agrees_with_stock_peft(exported):
 
 def test_the_folder_says_how_to_embed(exported):
     _, folder = exported
-    names = ["adapter", "model", "model-embed.txt"]
+    names = ["README.md", "adapter", "model", "model-embed"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    assert "cannot switch an adapter by position" in (folder / "model-embed.txt").read_text()
+    assert "an adapter (LoRA) is on at summary tokens alone" in (folder / "README.md").read_text()
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert config["alora_invocation_tokens"] == [400]
     assert config["target_modules"] == sorted(config["target_modules"])

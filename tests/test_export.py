@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from gem_ds import export
+from gem_ds import export, export_embed
 from gem_ds.checkpoint import load_weights
+from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
 from gem_ds.gem_config import read_gem_config
 
@@ -112,7 +114,9 @@ def test_model_tokenizer_is_the_bases(exported: Any, tokenizer_dir: Path) -> Non
 
 def test_gem_config_comes_back(exported: Any) -> None:
     _, folder = exported["llama"]
-    assert read_gem_config(folder / "model") == gem_config((400,), "isolated")
+    found = read_gem_config(folder / "model")
+    assert len(found.fingerprint) == 64
+    assert replace(found, fingerprint="") == gem_config((400,), "isolated")
     with pytest.raises(InputError, match=r"model-embed has no gem_config\.json"):
         read_gem_config(folder / "model-embed")
 
@@ -195,19 +199,22 @@ def test_the_two_folders_share_their_weights(exported: Any) -> None:
     assert os.stat(model).st_ino == os.stat(embed).st_ino
 
 
-def test_sharded_weights_are_shared_whole(
-    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers import PreTrainedModel
-
-    save = PreTrainedModel.save_pretrained
-    monkeypatch.setattr(
-        PreTrainedModel, "save_pretrained", lambda self, to: save(self, to, max_shard_size="20KB")
-    )
-    lm, folder = export_tiny(tokenizer_dir, tmp_path)
-    assert len(list((folder / "model-embed").glob("*.safetensors"))) > 1
+def test_sharded_weights_are_shared_whole(tokenizer_dir: Path, tmp_path: Path) -> None:
+    lm, folder = export_tiny(tokenizer_dir, tmp_path, shard_gb=2e-5)
+    shards = sorted(path.name for path in (folder / "model-embed").glob("*.safetensors"))
+    for name in shards:
+        with safe_open(folder / "model" / name, "pt") as file:
+            sizes = [file.get_tensor(key).nbytes for key in list(file.keys())]
+        assert sum(sizes) <= 20_000 or len(sizes) == 1, "a tensor is never cut"
+    assert len(shards) > 3
+    index = json.loads((folder / "model" / "model.safetensors.index.json").read_text())
+    assert sorted(set(index["weight_map"].values())) == shards
+    assert index["metadata"]["total_size"] == sum(p.nbytes for p in lm.parameters())
     loaded = AutoModelForCausalLM.from_pretrained(folder / "model-embed")
     assert torch.equal(_logits(loaded, IDS), _logits(lm, IDS))
+    for size in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match=f"--shard-gb {size} is no size"):
+            export_tiny(tokenizer_dir, tmp_path / "never", shard_gb=size)
 
 
 def test_without_hard_links_the_weights_are_copied(
@@ -218,25 +225,29 @@ def test_without_hard_links_the_weights_are_copied(
 
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "a").write_text("weights")
-    export._link(tmp_path / "a", tmp_path / "b")
+    export_embed.link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "weights"
 
 
-@pytest.mark.parametrize("attention", ["isolated", "causal"])
-def test_several_summary_tokens_have_no_stock_embedding_folder(
-    tokenizer_dir: Path, tmp_path: Path, attention: Any
+def test_causal_summary_tokens_of_which_the_last_counts_need_no_code(
+    tokenizer_dir: Path, tmp_path: Path
 ) -> None:
-    _, folder = export_tiny(tokenizer_dir, tmp_path, k=3, attention=attention)
-    assert sorted(path.name for path in folder.iterdir()) == ["model", "model-embed.txt"]
-    assert "3 summary tokens" in (folder / "model-embed.txt").read_text()
-    assert read_gem_config(folder / "model").summary_tokens == (400, 401, 402)
+    _, folder = export_tiny(tokenizer_dir, tmp_path, k=3, attention="causal", aggregation="last")
+    assert not list((folder / "model-embed").glob("*.py"))
+    st = SentenceTransformer(str(folder / "model-embed"), device="cpu")
+    assert st.tokenize(["x"])["input_ids"][0, -3:].tolist() == [400, 401, 402]
+    long = st.tokenize(["word " * 500])["input_ids"][0]
+    assert (len(long), long[-3:].tolist()) == (64, [400, 401, 402])
+    vectors = Encoder.from_pretrained(folder).encode(TEXTS)
+    assert (st.encode(TEXTS) * vectors).sum(1).min() > 0.9999
 
 
 def test_without_summary_tokens_the_model_only_generates(
     tokenizer_dir: Path, tmp_path: Path
 ) -> None:
     _, folder = export_tiny(tokenizer_dir, tmp_path, k=0)
-    assert sorted(path.name for path in folder.iterdir()) == ["model", "model-embed.txt"]
+    names = ["README.md", "model", "model-embed.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert "without summary tokens" in (folder / "model-embed.txt").read_text()
     assert AutoModelForCausalLM.from_pretrained(folder / "model").generate(
         IDS, max_new_tokens=3
@@ -259,7 +270,7 @@ def test_a_failing_export_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_write_embed", full)
+    monkeypatch.setattr(export_embed, "write", full)
     with pytest.raises(OSError, match="No space"):
         export_tiny(tokenizer_dir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]

@@ -14,10 +14,11 @@ FLOORS = {
           local finish prepare_config cluster prepare verification inspection segments positives
           recipes config ds_json corpus bpe lock ranks stopping watchdog""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
-          cross_entropy recompute profiling reference prefill batches data checkpoint saving elastic
-          health record run_folder""",
-    2: "adapter_files adapters model frozen merge gem_config export encode memories",
-    3: "assemble build rehearsal engine evaluate",
+          cross_entropy recompute profiling reference prefill batches data lazy partitions
+          checkpoint saving elastic health record run_folder""",
+    2: """adapter_files adapters model frozen merge gem_config gem_embedding export_weights
+          export_embed model_card export encode memories""",
+    3: """assemble build rehearsal engine evaluate""",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.

@@ -53,7 +53,7 @@ def test_each_weight_is_the_average_but_rows_that_the_base_did_not_train(
     for name, tensor in expected.items():
         n = 400 if name in EMBEDDINGS else len(tensor)
         tensor[:n] = 0.7 * tensor[:n] + 0.3 * base[name][:n]
-    merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), 0.3)
+    weights = merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), 0.3)
     for name, tensor in expected.items():
         assert torch.allclose(weights[name], tensor, rtol=1e-6, atol=1e-7), name
         assert not torch.allclose(weights[name], lm.state_dict()[name], rtol=1e-2), name
@@ -67,7 +67,7 @@ def test_the_ends_are_the_models_themselves(tokenizer_dir, tmp_path):
     lm = tiny("llama", 448)
     for share, wanted in ((0.0, lm), (1.0, before)):
         weights = weights_of(lm)
-        merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), share)
+        weights = merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), share)
         for name, tensor in wanted.state_dict().items():
             assert torch.equal(weights[name][: 400 if name in EMBEDDINGS else None], tensor[:400])
 
@@ -79,7 +79,7 @@ def test_a_base_in_bf16_is_averaged_in_fp32(tokenizer_dir, tmp_path):
     save_file({n: t.bfloat16() for n, t in load_file(path).items()}, path, {"format": "pt"})
     lm = tiny("llama", 448)
     weights = weights_of(lm)
-    merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), 0.3)
+    weights = merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), 0.3)
     name = "model.norm.weight"
     expected = 0.7 * lm.state_dict()[name] + 0.3 * before.state_dict()[name].bfloat16().float()
     assert torch.allclose(weights[name], expected, rtol=1e-6)
@@ -90,7 +90,7 @@ def test_of_a_base_that_knows_the_summary_tokens_every_row_counts(tokenizer_dir,
     before, folder = base_folder(tmp_path / "base", tmp_path / "tok", rows=448)
     lm = tiny("llama", 448)
     weights = weights_of(lm)
-    merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), 1.0)
+    weights = merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), 1.0)
     assert torch.equal(weights["lm_head.weight"], before.lm_head.weight)
 
 
@@ -136,8 +136,14 @@ def test_a_run_is_exported_with_a_share_of_its_moved_base(run, tmp_path):
     done = subprocess.run([*map(str, line)], capture_output=True, text=True)
     assert done.returncode == 2
     assert re.search(r"^error: there is no folder .*base", done.stderr, re.MULTILINE)
-    line += ["--base", run / "moved"]
+    scores = tmp_path / "scores.json"
+    scores.write_text('{"STS": 12.5}')
+    line += ["--base", run / "moved", "--shard-gb", "2e-5", "--scores", scores]
     subprocess.run([*map(str, line)], check=True, capture_output=True)
+    assert len(list((output / "model").glob("model-*-of-*.safetensors"))) > 3
+    card = (output / "README.md").read_text()
+    for part in ("| STS | 12.5 |", "| recipe | keep |", "base averaged in | 0.3 |", "tokens seen"):
+        assert part in card
     assert read_gem_config(output / "model").base_share == 0.3
     trained = load_weights(find(run / "run"))
     base = AutoModelForCausalLM.from_pretrained(run / "moved").state_dict()

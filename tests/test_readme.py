@@ -94,7 +94,7 @@ def test_commands_run_one_after_another(place: Path) -> None:
     assert vectors.shape == (2, 32)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1], rel=1e-5)
     exported = {path.name for path in (place / "exports" / "gem").iterdir()}
-    assert exported == {"model", "adapter", "model-embed.txt"}
+    assert exported == {"README.md", "model", "adapter", "model-embed"}
 
 
 def test_the_two_commands_of_the_road_are_there() -> None:

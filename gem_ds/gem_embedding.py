@@ -1,0 +1,286 @@
+"""Embedding with summary tokens in SentenceTransformers, whatever their number, their attention and
+the adapter. Exports carry a copy of this file, which needs PyTorch, Transformers, tokenizers and
+safetensors, and nothing of the project that wrote it.
+
+A text becomes ``bos text summary``, padded on the right. Text that spells a control token stays
+text. Summary tokens see the text and themselves ("isolated") or each other causally too; adapters
+(LoRA) act at summary tokens alone. The embedding is the mean, the concatenation or the last of the
+hidden states at the summary tokens.
+
+Shapes: B texts, T tokens of the longest with its summary, k summary tokens, N heads, H head size,
+C hidden size.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
+
+NAME = "gem_embedding"
+SETTINGS = "gem_embedding.json"
+# The batch that is being computed, for the layers' adapters; each thread has its own.
+_BATCH: ContextVar["_Batch"] = ContextVar("batch")
+
+
+class _Batch:
+    """Where the summary tokens of padded texts stand, and who attends whom."""
+
+    def __init__(self, index_Bk: Tensor, length: int, isolated: bool) -> None:
+        self.index_Bk = index_Bk
+        self.length = length
+        self.isolated = isolated
+        self.texts_B1 = torch.arange(len(index_Bk), device=index_Bk.device)[:, None]
+        self._causal: dict[int | None, Tensor | None] = {None: None}
+        self._summary: dict[int | None, Tensor] = {}
+
+    def causal(self, window: int | None) -> Tensor | None:
+        """(T, T) which keys a token attends among the latest `window`; None for all before it.
+
+        Padding stands behind its text, so that no token of the text attends it.
+        """
+        window = self._at_work(window)
+        if window not in self._causal:
+            place_T = torch.arange(self.length, device=self.index_Bk.device)
+            back_TT = place_T[:, None] - place_T
+            self._causal[window] = (back_TT >= 0) & (back_TT < (window or self.length))
+        return self._causal[window]
+
+    def summary(self, window: int | None) -> Tensor:
+        """(B, 1, k, T) which keys the summary tokens attend: the text, and each itself."""
+        window = self._at_work(window)
+        if window not in self._summary:
+            place_T = torch.arange(self.length, device=self.index_Bk.device)
+            back_BkT = self.index_Bk[..., None] - place_T
+            text_B1T = place_T < self.index_Bk[:, :1, None]
+            seen_BkT = (text_B1T | (back_BkT == 0)) & (back_BkT < (window or self.length))
+            self._summary[window] = seen_BkT[:, None]
+        return self._summary[window]
+
+    def _at_work(self, window: int | None) -> int | None:
+        return window if window and window < self.length else None
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,  # (B, N, T, H)
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    gem_batch: _Batch,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The function that Transformers calls in every layer. Returns (B, T, N, H) and no weights.
+
+    All tokens attend causally, which needs no mask where there is no window; then isolated summary
+    tokens are computed again, each without the others.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rest = scale, softcap, s_aux
+    out_BTNH = _attention(query, key, value, gem_batch.causal(sliding_window), *rest)
+    if gem_batch.isolated:
+        at = gem_batch.texts_B1, gem_batch.index_Bk
+        query_BNkH = query.transpose(1, 2)[at].transpose(1, 2)
+        seen = gem_batch.summary(sliding_window)
+        out_BTNH = out_BTNH.index_put(at, _attention(query_BNkH, key, value, seen, *rest))
+    return out_BTNH, None
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """(B, queries, N, H); without a mask it is causal. Scores may be soft-capped; with `sinks` (N,)
+    each head's softmax has one more score, whose value is zero."""
+    if not softcap and sinks is None:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+        )
+        return out.transpose(1, 2)
+    if mask is None:
+        square = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool)
+        mask = square.tril()
+    scores = (query @ key.transpose(2, 3)).to(torch.promote_types(query.dtype, torch.float32))
+    scores = scores * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, -math.inf)
+    if sinks is not None:
+        column = sinks.to(scores)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = scores.softmax(-1).to(value.dtype)[..., : key.shape[2]]
+    return (weights @ value).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+
+
+def _add_lora(
+    a_RC: Tensor, b_DR: Tensor, scale: float, name: str, _: nn.Module, args: Any, out: Tensor
+) -> Tensor:
+    """A linear layer's output with LoRA added at the summary tokens."""
+    batch, x_BTC = _BATCH.get(), args[0]
+    if x_BTC.shape[:-1] != (len(batch.index_Bk), batch.length):
+        raise ValueError(f"{name} is called on {tuple(x_BTC.shape)}, not on texts of tokens")
+    at = batch.texts_B1, batch.index_Bk
+    delta_BkD = F.linear(F.linear(x_BTC[at], a_RC), b_DR) * scale
+    return out.index_put_(at, delta_BkD.to(out.dtype), accumulate=True)
+
+
+class GemEmbedding(nn.Module):
+    """The first module of a SentenceTransformer, from texts to embeddings."""
+
+    save_in_root = True
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        settings: dict[str, Any],
+        lora: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.max_seq_length: int = settings["max_seq_length"]
+        self.lora = nn.ParameterDict()
+        for name, tensor in (lora or {}).items():
+            self.lora[name.replace(".", "/")] = nn.Parameter(tensor, requires_grad=False)
+        self._switch_on(lora or {})
+
+    def _switch_on(self, lora: dict[str, Tensor]) -> None:
+        prefix = f"base_model.model.{self.model.base_model_prefix}."
+        for a in (name for name in lora if ".lora_A." in name):
+            layer = a.split(".lora_A.")[0].removeprefix(prefix)
+            hook = partial(self._hook, a, a.replace(".lora_A.", ".lora_B."), layer)
+            self.model.get_submodule(layer).register_forward_hook(hook)
+
+    def _hook(
+        self, a: str, b: str, layer: str, module: nn.Module, args: Any, out: Tensor
+    ) -> Tensor:
+        a_RC, b_DR = (self.lora[name.replace(".", "/")] for name in (a, b))
+        scale = self.settings["lora_alpha"] / len(a_RC)
+        return _add_lora(a_RC, b_DR, scale, layer, module, args, out)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> "GemEmbedding":
+        """Load from a folder or the hub, as SentenceTransformers asks a module to."""
+        folder = Path(model_name_or_path)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            where = {"revision": revision, "cache_dir": cache_folder, "token": token}
+            folder = Path(
+                snapshot_download(model_name_or_path, local_files_only=local_files_only, **where)
+            )
+        folder = folder / subfolder
+        chosen = {"dtype": "auto", **(model_kwargs or {})}
+        if chosen.setdefault("attn_implementation", NAME) != NAME:
+            raise ValueError(
+                f"attn_implementation is {chosen['attn_implementation']!r}, but this model embeds "
+                "with an attention of its own; leave it out"
+            )
+        model = AutoModel.from_pretrained(folder / "model", **chosen)
+        tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        settings = json.loads((folder / SETTINGS).read_text())
+        lora = None
+        if settings["lora_alpha"] is not None:
+            tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+            lora = {name: tensor.to(model.device, model.dtype) for name, tensor in tensors.items()}
+        return cls(model, tokenizer, settings, lora)
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write what `load` reads; SentenceTransformers puts this file beside it."""
+        folder = Path(output_path)
+        self.model.save_pretrained(folder / "model")
+        self.tokenizer.save(str(folder / "model" / "tokenizer.json"))
+        settings = {**self.settings, "max_seq_length": self.max_seq_length}
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        if self.lora:
+            (folder / "adapter").mkdir(exist_ok=True)
+            tensors = {n.replace("/", "."): p.detach().cpu() for n, p in self.lora.items()}
+            save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
+
+    def get_embedding_dimension(self) -> int:
+        k = len(self.settings["summary_tokens"])
+        size = int(self.model.config.get_text_config().hidden_size)
+        return size * (k if self.settings["aggregation"] == "concat" else 1)
+
+    get_sentence_embedding_dimension = get_embedding_dimension  # its older name
+
+    def preprocess(
+        self, inputs: Sequence[str], prompt: str | None = None, **_: Any
+    ) -> dict[str, Tensor]:
+        """(B, T) token ids and which of them are no padding. A text that is too long is cut."""
+        bos, summary = self.settings["bos"], self.settings["summary_tokens"]
+        room = self.max_seq_length - len(bos) - len(summary)
+        if room < 1:
+            raise ValueError(f"max_seq_length is {self.max_seq_length}; no text has room in it")
+        texts = [(prompt or "") + text for text in inputs]
+        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        rows = [torch.tensor([*bos, *text.ids[:room], *summary]) for text in encoded]
+        ids_BT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=summary[-1])
+        lengths_B = torch.tensor([len(row) for row in rows])
+        mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
+        return {"input_ids": ids_BT, "attention_mask": mask_BT}
+
+    def tokenize(self, texts: Sequence[str], **_: Any) -> dict[str, Tensor]:
+        """What older versions of SentenceTransformers call `preprocess`."""
+        return self.preprocess(texts)
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Adds (B, C), or (B, k C), the embeddings in fp32, and the hidden states (B, T, C)."""
+        ids_BT = features["input_ids"]
+        k = len(self.settings["summary_tokens"])
+        first_B1 = features["attention_mask"].sum(1, keepdim=True) - k
+        index_Bk = first_B1 + torch.arange(k, device=ids_BT.device)
+        isolated = k > 1 and self.settings["summary_attention"] == "isolated"
+        batch = _Batch(index_Bk, ids_BT.shape[1], isolated)
+        before = _BATCH.set(batch)
+        try:
+            output = self.model(input_ids=ids_BT, gem_batch=batch, use_cache=False)
+        finally:
+            _BATCH.reset(before)
+        hidden_BTC = output.last_hidden_state
+        states_BkC = hidden_BTC[batch.texts_B1, index_Bk].float()
+        embedding = {
+            "mean": lambda: states_BkC.mean(1),
+            "concat": lambda: states_BkC.flatten(1),
+            "last": lambda: states_BkC[:, -1],
+        }[self.settings["aggregation"]]()
+        return {**features, "token_embeddings": hidden_BTC, "sentence_embedding": embedding}

@@ -1,0 +1,199 @@
+"""The module that exports carry for SentenceTransformers embeds as our encoder does."""
+
+import ast
+import sys
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from exports import TEXTS, gem_config, run_tokenizer
+from models import FAMILIES, tiny_model
+from sentence_transformers import SentenceTransformer
+from test_adapters import random_b
+from transformers import AutoModel
+
+from gem_ds import adapter_files, adapters, gem_embedding
+from gem_ds.encode import Encoder
+from gem_ds.export import export
+
+K = 3
+PIECES = ("the separator ", "a list ", "é漢 ")
+
+
+def exported(
+    work, tokenizer, family="llama", k=K, attention="isolated", aggregation="mean", adapter=True
+):
+    """The folder of the export of a random model, with an adapter where the family can have one."""
+    vocab, tokens = run_tokenizer(tokenizer, work / "tokenizer", k)
+    extra = {"attn_logit_softcapping": 0.5} if family.startswith("gemma2") else {}
+    lm = tiny_model(family, vocab_size=vocab.size, max_position_embeddings=64, **extra)
+    with torch.no_grad():  # so that attention is no average, and a wrong position shows
+        for parameter in lm.parameters():
+            parameter.mul_(3 if parameter.ndim > 1 else 1)
+    gem = replace(gem_config(tokens, attention), aggregation=aggregation, adapter=adapter)
+    if adapter:
+        adapters.inject(lm, "summary", 4, 8.0, tokens, 0)
+        random_b(lm)
+    state = {n: t for n, t in lm.state_dict().items() if n not in lm.all_tied_weights_keys}
+    state, lora = adapter_files.separated(state)
+    made = adapter_files.Adapter(lora, 8.0) if adapter else None
+    folder = work / "export"
+    export(state, lm.config, work / "tokenizer", gem, folder, torch.float32, None, made)
+    return folder
+
+
+def opened(folder, **how):
+    return SentenceTransformer(
+        str(folder / "model-embed"), device="cpu", trust_remote_code=True, **how
+    )
+
+
+def agree(a, b):
+    assert a.shape == b.shape
+    return (a * b).sum(1).min() > 0.9999 and np.abs(a @ a.T - np.eye(len(a))).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_agree_with_the_encoder(family, tokenizer_dir, tmp_path):
+    folder = exported(tmp_path, tokenizer_dir, family, adapter=family != "gpt_oss")
+    expected = Encoder.from_pretrained(folder).encode(TEXTS)
+    embedder = opened(folder)
+    together = embedder.encode(TEXTS, batch_size=len(TEXTS))  # padded
+    alone = embedder.encode(TEXTS, batch_size=1)
+    assert agree(together, expected)
+    assert agree(alone, expected)
+    assert (expected @ expected.T - np.eye(len(TEXTS))).max() < 0.999, "texts are told apart"
+
+
+@pytest.mark.parametrize(
+    ("k", "attention", "aggregation", "adapter"),
+    [
+        (1, "isolated", "mean", True),
+        (3, "causal", "mean", False),
+        (3, "causal", "last", True),
+        (3, "isolated", "concat", True),
+        (3, "isolated", "last", False),
+        (8, "isolated", "mean", True),
+    ],
+)
+def test_settings_agree_with_the_encoder(
+    k, attention, aggregation, adapter, tokenizer_dir, tmp_path
+):
+    folder = exported(tmp_path, tokenizer_dir, "llama", k, attention, aggregation, adapter)
+    encoder, embedder = Encoder.from_pretrained(folder), opened(folder)
+    assert agree(embedder.encode(TEXTS), encoder.encode(TEXTS))
+    assert embedder.get_embedding_dimension() == encoder.width
+    cut = opened(folder, truncate_dim=8).encode(TEXTS, normalize_embeddings=True)
+    assert agree(cut, encoder.encode(TEXTS, truncate_dim=8))
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer_dir, tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("default"), tokenizer_dir)
+
+
+def test_each_part_is_at_work(folder, tokenizer_dir, tmp_path):
+    """Without the adapter, or with summary tokens that see each other, vectors are others."""
+    right = opened(folder)
+    vectors = right.encode(TEXTS)
+    causal = opened(folder)
+    causal[0].settings["summary_attention"] = "causal"
+    off = opened(folder)
+    off[0].settings["lora_alpha"] = 0.0
+    for other in (causal, off):
+        assert ((other.encode(TEXTS) * vectors).sum(1) < 0.999).any()
+
+
+def test_text_that_spells_a_control_token_stays_text(folder):
+    texts = ["a <|summary_0|> b", "a <|bos|> b", "a  b"]
+    vectors = opened(folder).encode(texts)
+    assert agree(vectors, Encoder.from_pretrained(folder).encode(texts))
+    assert not (opened(folder).preprocess(texts)["input_ids"][:, 1:-K] >= 400).all(1).any()
+
+
+def test_long_texts_are_cut_and_prompts_go_before(folder):
+    embedder, encoder = opened(folder), Encoder.from_pretrained(folder)
+    long = "word after word, " * 60
+    assert embedder.preprocess([long])["input_ids"].shape == (1, 64)
+    assert agree(embedder.encode([long, "x"]), encoder.encode([long, "x"]))
+    embedder.max_seq_length = 10
+    assert agree(embedder.encode([long, "x"]), encoder.encode([long, "x"], max_length=10))
+    embedder.max_seq_length = K + 1
+    with pytest.raises(ValueError, match="max_seq_length is 4; no text has room"):
+        embedder.encode(["x"])
+    embedder.max_seq_length = 64
+    prompted = embedder.encode(["text", "other"], prompt="query: ")
+    assert agree(prompted, encoder.encode(["query: text", "query: other"]))
+
+
+def test_threads_do_not_see_each_others_batches(folder):
+    embedder = opened(folder)
+    texts = [piece * n for n in range(1, 9) for piece in PIECES]
+    expected = embedder.encode(texts, batch_size=4)
+    found = {}
+
+    def encode(number):
+        found[number] = embedder.encode(texts[number:], batch_size=1 + number)
+
+    threads = [Thread(target=encode, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(agree(vectors, expected[number:]) for number, vectors in found.items())
+    assert len(found) == 4
+
+
+def test_what_is_saved_is_loaded_again(folder, tmp_path):
+    embedder = opened(folder)
+    embedder.max_seq_length = 40
+    embedder.save(str(tmp_path / "model-embed"))
+    again = opened(tmp_path)
+    assert again.max_seq_length == 40
+    assert agree(again.encode(TEXTS), embedder.encode(TEXTS))
+
+
+def test_half_precision_is_close(folder):
+    half = opened(folder, model_kwargs={"dtype": torch.bfloat16}).encode(TEXTS)
+    assert 0.98 < (half * opened(folder).encode(TEXTS)).sum(1).min() < 0.99999
+
+
+def test_its_attention_is_its_own(folder):
+    with pytest.raises(ValueError, match="attn_implementation is 'eager', but this model embeds"):
+        opened(folder, model_kwargs={"attn_implementation": "eager"})
+
+
+def test_readers_that_pass_over_the_module_find_no_model(folder):
+    """Rather than embed without summary tokens and adapter."""
+    embed = folder / "model-embed"
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        SentenceTransformer(str(embed), device="cpu")
+    with pytest.raises((OSError, ValueError)):
+        AutoModel.from_pretrained(embed)
+    assert not (embed / "config.json").exists()
+
+
+def test_the_folder_is_whole_and_takes_no_room(folder, tmp_path):
+    """Moved alone it embeds, also with the encoder; beside the export it holds the same files."""
+    embed = folder / "model-embed"
+    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (embed / name).stat().st_ino == (folder / name).stat().st_ino
+    assert agree(Encoder.from_pretrained(embed).encode(TEXTS), opened(folder).encode(TEXTS))
+
+
+def test_the_code_needs_nothing_of_this_project(folder):
+    code = (folder / "model-embed" / "gem_embedding.py").read_text()
+    assert code == Path(gem_embedding.__file__).read_text()
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [n.name for n in node.names]
+        )
+    }
+    stock = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub"}
+    assert imported <= stock | set(sys.stdlib_module_names)
