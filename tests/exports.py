@@ -86,10 +86,12 @@ def export_tiny(
     attention: SummaryAttention = "isolated",
     dtype: torch.dtype = torch.float32,
     generation: dict[str, Any] | None = None,
+    positions: int = 64,
 ) -> tuple[Any, Path]:
     """(the model as trained, its export folder)."""
     vocab, summary_tokens = run_tokenizer(base_tokenizer, work / "tokenizer", k)
     lm = tiny(family, vocab.size + 5)
+    lm.config.max_position_embeddings = positions
     weights = {
         name: tensor
         for name, tensor in lm.state_dict().items()
@@ -110,12 +112,13 @@ def random_b(lm: Any) -> None:
 
 
 def export_adapter(
-    base_tokenizer: Path, work: Path, family: str = "llama", k: int = 1
+    base_tokenizer: Path, work: Path, family: str = "llama", k: int = 1, positions: int = 64
 ) -> tuple[Any, Path]:
     """(the base, whose vocabulary had to grow, the folder of its export with an adapter)."""
     vocab, tokens = run_tokenizer(base_tokenizer, work / "tokenizer", k)
     base = tiny(family, vocab.size - k)
     lm = tiny(family, vocab.size - k)
+    lm.config.max_position_embeddings = positions
     model.add_rows(lm, vocab.size, vocab.size - k)
     adapters.inject(lm, "summary", 4, 8.0, tokens, 0)
     random_b(lm)
