@@ -12,12 +12,14 @@ FLOORS = {
     0: """errors files layout draws records stores inputs tables sources tokenization sentences
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments positives
-          recipes config ds_json corpus bpe lock ranks stopping watchdog""",
+          recipes config ds_json corpus bpe lock ranks stopping watchdog long_texts quantization
+          text_files vector_files""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
-          checkpoint saving elastic health record run_folder""",
+          checkpoint saving elastic health record run_folder bulk""",
     2: """adapter_files adapters model frozen merge gem_config gem_embedding export_weights
-          export_embed model_card export encode memories""",
+          export_embed model_card export encode memories memory_files decoding identity
+          inference embed_files""",
     3: """assemble build rehearsal engine evaluate""",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
