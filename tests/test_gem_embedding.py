@@ -28,7 +28,8 @@ def exported(
 ):
     """The folder of the export of a random model, with an adapter where the family can have one."""
     vocab, tokens = run_tokenizer(tokenizer, work / "tokenizer", k)
-    extra = {"attn_logit_softcapping": 0.5} if family.startswith("gemma2") else {}
+    capped = {"attn_logit_softcapping": 0.1, "query_pre_attn_scalar": 1}
+    extra = capped if family.startswith("gemma2") else {}
     lm = tiny_model(family, vocab_size=vocab.size, max_position_embeddings=64, **extra)
     with torch.no_grad():  # so that attention is no average, and a wrong position shows
         for parameter in lm.parameters():
