@@ -10,6 +10,7 @@ status 1 where they differ by more than 2 %.
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 from collections import Counter
@@ -93,8 +94,8 @@ def measure(folder: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
         collectives = Collectives()
         with collectives:
             taken = train_step(run, MEASURED)
-        anchors = max(max(dist.gather([len(b.anchors) for b in taken.batches]), key=max))
-        planned = plan(run, len(taken.batches), anchors)
+        each = zip(*dist.gather([len(b.anchors) for b in taken.batches]), strict=True)
+        planned = plan(run, len(taken.batches), statistics.mean(map(max, each)))
     inside = {key: n for key, n in collectives.bytes.items() if key[1] < dist.world_size()}
     found = {
         kind: sum(n for key, n in collectives.bytes.items() if key[0] == kind and key not in inside)
@@ -104,7 +105,7 @@ def measure(folder: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
     return {"counted": found, "planned": planned}
 
 
-def plan(run: Any, micro_batches: int, anchors: int) -> dict[str, float]:
+def plan(run: Any, micro_batches: int, anchors: float) -> dict[str, float]:
     config = run.config
     shape = shape_of(run)
     chunks = 0
@@ -114,7 +115,7 @@ def plan(run: Any, micro_batches: int, anchors: int) -> dict[str, float]:
         lm = run.engine.module.base._engine.module.lm
         base = communication.Base(shapes.of_config(lm.config.to_dict(), "base"), chunks)
     trace = Trace(
-        shape, trained_of(run), int(config.gradient_checkpointing), head_visits=1 + chunks
+        shape, trained_of(run), int(config.gradient_checkpointing), chunks
     )
     traffic = communication.step(
         trace, zero_of(run), dist.world_size(), micro_batches, anchors, shape.hidden, base

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from gem_ds import gathering
 from gem_ds.shapes import Shape
-from gem_ds.visits import Trace, Trained
+from gem_ds.visits import BaseTrace, Trace
 from gem_ds.zero import Zero
 
 
@@ -73,7 +73,7 @@ def step(
     zero: Zero,
     ranks: int,
     micro_batches: int,
-    anchors: int,
+    anchors: float,
     width: int,
     base: Base | None = None,
 ) -> Traffic:
@@ -103,7 +103,7 @@ def step(
     live = found.peak
     persistent = sum(trace.numels[p] for p in kept)
     if base is not None:
-        trace_of_base = _of_base(base)
+        trace_of_base = BaseTrace(base.shape, base.chunks)
         of_base = gathering.micro_batch(trace_of_base, zero)
         gathered = b * sum(_padded(trace_of_base.numels[p], ranks) for p in of_base.parameters)
         if zero.hpz > 1:
@@ -143,14 +143,6 @@ def _zero2(
         persistent=0,
         gathers_each=0.0,
     )
-
-
-def _of_base(base: Base) -> Trace:
-    """A forward pass of the base, and its head alone, for each chunk in both passes."""
-    trace = Trace(base.shape, Trained(), checkpoint_every=0, head_visits=2 * base.chunks)
-    n = 2 + base.shape.layers * len(list(base.shape.layer())) + 2 * base.chunks
-    trace.visits = trace.visits[1 : 1 + n]
-    return trace
 
 
 def _padded(numel: int, ranks: int) -> int:

@@ -25,22 +25,22 @@ class Gathered(NamedTuple):
 
 
 def persistent(trace: Trace, zero: Zero) -> list[int]:
-    """Parameters that stay whole on every rank between steps."""
+    """Parameters that are gathered once a step and stay whole until it ends."""
     return [p for p, numel in enumerate(trace.numels) if numel <= zero.persistence]
 
 
 def micro_batch(trace: Trace, zero: Zero) -> Gathered:
     """What a micro-batch gathers, once the order of the modules is known."""
-    return _Coordinator(trace.visits, trace.numels, set(persistent(trace, zero)), zero).run()
+    return _Coordinator(trace, set(persistent(trace, zero)), zero).run()
 
 
 class _Coordinator:
-    def __init__(
-        self, visits: Sequence[Visit], numels: Sequence[int], kept: set[int], zero: Zero
-    ) -> None:
-        self.visits, self.numels, self.kept, self.zero = visits, numels, kept, zero
-        self.queue = deque((p, step) for step, v in enumerate(visits) for p in sorted(v.parameters))
-        self.looked_at = dict.fromkeys(range(len(numels)), -1)  # the latest use that was queued
+    def __init__(self, trace: Trace, kept: set[int], zero: Zero) -> None:
+        self.visits, self.numels, self.zero = trace.visits, trace.numels, zero
+        uses = ((p, step) for step, v in enumerate(self.visits) for p in sorted(v.parameters))
+        self.queue = deque(uses)
+        self.looked_at = dict.fromkeys(range(len(self.numels)), -1)  # the latest use in the queue
+        self.kept = kept | trace.external  # till the micro-batch ends
         self.whole = set(kept)
         self.gathered: list[int] = []
         self.live = self.peak = 0
@@ -78,6 +78,7 @@ class _Coordinator:
 
     def _release(self, step: int, visit: Visit) -> None:
         """After a visit; `step` is that of the next one."""
+        dropped = set(visit.dropped - self.kept)
         free = {p for p in visit.parameters if p not in self.kept and self.looked_at[p] <= step}
         passed = 0
         for later in self.visits[step:]:
@@ -85,6 +86,6 @@ class _Coordinator:
                 break
             free.difference_update(later.parameters)
             passed += sum(self.numels[p] for p in later.parameters)
-        for p in free & self.whole:
+        for p in (free | dropped) & self.whole:
             self.whole.discard(p)
             self.live -= self.numels[p]

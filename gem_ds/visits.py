@@ -1,11 +1,12 @@
-"""In what order a step visits the modules that have parameters, and how often.
+"""In what order a step visits the modules of a model: the trace that ZeRO-3 learns.
 
 ZeRO-3 gathers a module's parameters when it is visited, in the forward pass, in a recomputation and
-in the backward pass, so this order is what `gathering` computes traffic and live parameters from.
-It is that of `model.GemModel.forward` and of autograd behind it.
+in the backward pass, and at each visit of whatever module it gathers ahead. So this order, with the
+modules that have no parameters, is what `gathering` computes traffic and live parameters from. It is
+that of `model.GemModel.forward`, of Transformers' Llama and its kin, and of autograd.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,10 +14,33 @@ from gem_ds.shapes import Module, Shape
 
 
 class Visit(NamedTuple):
-    """A module at work, with the numbers of its parameters."""
+    """A module at work, with the numbers of its own parameters."""
 
     parameters: tuple[int, ...]
-    released: bool = True  # whether DeepSpeed learns when it ends
+    released: bool = True  # whether it ends before the next one begins, and DeepSpeed learns of it
+    dropped: frozenset[int] = frozenset()  # parameters that are released at its end, whatever comes
+
+
+NOTHING = Visit(())  # a module without parameters
+
+
+class Node(NamedTuple):
+    """A module and those that it calls, in order."""
+
+    parameters: tuple[int, ...]
+    children: tuple["Node", ...] = ()
+    is_adapter: bool = False
+
+    def forward(self, adapters: bool = True) -> Iterator[Visit]:
+        yield Visit(self.parameters)
+        for child in self.children:
+            if adapters or not child.is_adapter:
+                yield from child.forward(adapters)
+
+    def backward(self) -> Iterator[Visit]:
+        yield Visit(self.parameters)
+        for child in reversed(self.children):
+            yield from child.backward()
 
 
 @dataclass(frozen=True)
@@ -31,37 +55,35 @@ class Trained:
 class Trace:
     """The parameters of a model and the visits of one micro-batch.
 
-    `numels` are the elements of each parameter, `trained` whether it is.
+    `numels` are the elements of each parameter, `trained` whether it is. `external` are those that a
+    module reads of another, which DeepSpeed releases at the end of a micro-batch alone: LoRA's
+    first matrices, whose type `peft` looks at.
     """
 
     def __init__(
-        self,
-        shape: Shape,
-        trained: Trained,
-        checkpoint_every: int = 1,
-        head_visits: int = 1,
+        self, shape: Shape, trained: Trained, checkpoint_every: int = 1, chunks: int = 0
     ) -> None:
         """Of every `checkpoint_every`-th layer the forward pass is repeated in the backward pass;
-        0 repeats none. `head_visits` counts the chunks that go through the head."""
+        0 repeats none. `chunks` count those that go through the head for a comparison with a base,
+        which are computed again."""
         self.numels: list[int] = []
         self.trained: list[bool] = []
-        self.shape, self.about, self.every = shape, trained, checkpoint_every
-        all_trained = trained.adapter == "none"
-        own = self._add(Module("log_scale", ((1,),)), True)
-        self.rows: tuple[int, ...] = ()
-        self.embedding = self._add(shape.embedding, all_trained)
-        self.layers = [list(self._layer(all_trained)) for _ in range(shape.layers)]
-        self.norm = self._add(shape.norm, all_trained)
-        head = Module("lm_head", shape.embedding.shapes)
-        self.head = self.embedding if shape.tied else self._add(head, all_trained)
-        if not all_trained:
-            rows = Module("summary_rows", ((trained.summary_tokens, shape.hidden),))
-            self.rows = self._add(rows, True)
-        self.visits = [Visit(own, False), *self._forward(head_visits), *self._backward(head_visits)]
+        self.external: set[int] = set()
+        self._about, self._every, self._chunks = trained, checkpoint_every, chunks
+        whole = trained.adapter == "none"
+        self._scale = self._add([(1,)], True)
+        self._embedding = Node(self._add(shape.embedding.shapes, whole))
+        self._layers = [self._layer(shape, whole) for _ in range(shape.layers)]
+        self._norm = Node(self._add(shape.norm.shapes, whole))
+        tied = self._embedding.parameters
+        self._head = Node(tied if shape.tied else self._add(shape.embedding.shapes, whole))
+        rows = [] if whole else [(trained.summary_tokens, shape.hidden)]
+        self._rows = Node(self._add(rows, True), (self._embedding,))
+        self.visits = [*self._forward(), *self._backward()]
 
-    def _add(self, module: Module, trained: bool) -> tuple[int, ...]:
+    def _add(self, shapes: Sequence[tuple[int, ...]], trained: bool) -> tuple[int, ...]:
         first = len(self.numels)
-        for shape in module.shapes:
+        for shape in shapes:
             size = 1
             for n in shape:
                 size *= n
@@ -69,44 +91,86 @@ class Trace:
             self.trained.append(trained)
         return tuple(range(first, len(self.numels)))
 
-    def _layer(self, all_trained: bool) -> Iterator[tuple[tuple[int, ...], bool]]:
-        """Parameters of a layer's modules, and whether each is an adapter's."""
-        rank = self.about.lora_rank
-        for module in self.shape.layer():
-            yield self._add(module, all_trained), False
-            matrix = next((s for s in module.shapes if len(s) > 1), None)
-            if not all_trained and matrix is not None:
-                outputs, inputs = matrix
-                yield self._add(Module("lora_A", ((rank, inputs),)), True), True
-                yield self._add(Module("lora_B", ((outputs, rank),)), True), True
+    def _layer(self, shape: Shape, whole: bool) -> Node:
+        nodes = {module.name: self._module(module, whole) for module in shape.layer()}
+        attention = Node((), tuple(n for name, n in nodes.items() if name.startswith("self_attn.")))
+        gate, up, down = (n for name, n in nodes.items() if name.startswith("mlp."))
+        mlp = Node((), (gate, Node(()), up, down))  # the second is the activation
+        norms = nodes["input_layernorm"], nodes["post_attention_layernorm"]
+        return Node((), (norms[0], attention, norms[1], mlp))
 
-    def _forward(self, head_visits: int) -> Iterator[Visit]:
-        if self.about.adapter == "summary":  # the texts, without a graph and without adapters
-            yield Visit(self.embedding)
-            for layer in self.layers:
-                yield from (Visit(ids) for ids, adapter in layer if not adapter)
-            yield Visit(self.norm)
-        if self.rows:
-            yield Visit(self.rows)
-        yield Visit(self.embedding)
-        for layer in self.layers:
-            yield from (Visit(ids) for ids, _ in layer)
-        yield Visit(self.norm)
-        yield from [Visit(self.head)] * head_visits
+    def _module(self, module: Module, whole: bool) -> Node:
+        matrix = next((s for s in module.shapes if len(s) > 1), None)
+        own = Node(self._add(module.shapes, whole))
+        if whole or matrix is None:
+            return own
+        outputs, inputs = matrix
+        rank = self._about.lora_rank
+        parts = [self._add([s], True) for s in ((rank, inputs), (outputs, rank))]
+        read = parts[0]
+        self.external.update(read)
+        if self._about.adapter == "everywhere":
+            parts.insert(0, ())  # peft's dropout
+        return Node(read, (own, *(Node(part, is_adapter=True) for part in parts)))
 
-    def _backward(self, head_visits: int) -> Iterator[Visit]:
-        yield from [Visit(self.head)] * head_visits
-        yield Visit(self.norm)
-        for i in reversed(range(len(self.layers))):
-            layer = [ids for ids, _ in self.layers[i]]
-            if self.every and (i + 1) % self.every == 0:
-                yield Visit(layer[-1], False)  # which finds that its input is gone
-                yield from (Visit(ids) for ids in layer[:-1])
-                yield Visit(layer[-1], False)
-                yield from (Visit(ids) for ids in reversed(layer[:-1]))
-            else:
-                yield from (Visit(ids) for ids in reversed(layer))
-        if self.rows:
-            yield Visit(self.rows, False)
+    def _forward(self) -> Iterator[Visit]:
+        yield Visit(self._scale, False)
+        if self._about.adapter == "summary":  # the texts, without a graph and without adapters
+            yield NOTHING
+            yield from self._embedding.forward()
+            yield NOTHING  # the rotation
+            for layer in self._layers:
+                yield from layer.forward(adapters=False)
+            yield from self._norm.forward()
+        if self._rows.parameters:
+            yield from self._rows.forward()
+            yield NOTHING
         else:
-            yield Visit(self.embedding, False)  # its input has no gradient, so no hook tells of it
+            yield NOTHING
+            yield from self._embedding.forward()
+        yield NOTHING
+        for layer in self._layers:
+            yield from layer.forward()
+        yield from self._norm.forward()
+        for _ in range(1 + self._chunks):
+            yield from self._head.forward()
+
+    def _backward(self) -> Iterator[Visit]:
+        yield from [Visit(self._scale, False)] * (3 if self._chunks else 2)  # of each loss
+        for _ in range(self._chunks):
+            yield from self._head.forward()
+            yield from self._head.backward()
+        yield from self._head.backward()
+        yield NOTHING
+        yield from self._norm.backward()
+        for i in reversed(range(len(self._layers))):
+            visits = list(self._layers[i].backward())
+            if self._every and (i + 1) % self._every == 0:
+                # The layer, its MLP and the last projection find that what they kept is gone.
+                *outer, last = visits[:3]
+                yield from [*outer, last._replace(released=False)]
+                again = list(self._layers[i].forward())[1:]
+                yield from again
+                visits = visits[3:]
+                # Frozen parameters leave with the module for which they were computed again.
+                ended = len(list(self._layers[i].children[-1].children[-1].backward())) - 2
+                frozen = {p for visit in again for p in visit.parameters if not self.trained[p]}
+                if frozen:
+                    visits[ended] = visits[ended]._replace(dropped=frozenset(frozen))
+            yield from visits
+        # Their inputs have no gradient, so DeepSpeed does not learn when they end.
+        for node in (self._rows, self._embedding) if self._rows.parameters else (self._embedding,):
+            yield Visit(node.parameters, False)
+
+
+class BaseTrace(Trace):
+    """The visits of a base that a trained model is compared with: one forward pass, and its head
+    for each chunk, in both passes of the trained model."""
+
+    def __init__(self, shape: Shape, chunks: int) -> None:
+        super().__init__(shape, Trained(), 0)
+        forward = list(self._forward())
+        self.trained = [False] * len(self.trained)
+        heads = list(self._head.forward()) * (2 * chunks - 1)
+        self.visits = [NOTHING, *forward[1:], *heads]
+
