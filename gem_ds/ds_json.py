@@ -31,10 +31,12 @@ def resolve_deepspeed(
     world_size: int,
     hidden_size: int,
     bf16: bool = True,
+    local_ranks: int = 1,
 ) -> dict[str, Any]:
     """The JSON with every ``"auto"`` filled.
 
     ``bf16.enabled`` is filled with `bf16`: whether the hardware computes in it.
+    ``zero_hpz_partition_size`` is filled with `local_ranks`: the ranks of a machine.
     ZeRO-3's bucket sizes in elements are filled from the hidden size C as Transformers does
     (C², 0.9 C², 10 C), with floors that keep small models from many small collectives. Raises
     `InputError` where the JSON and a flag disagree, where the JSON sets what this trainer owns, or
@@ -65,6 +67,7 @@ def resolve_deepspeed(
             max(10 * hidden_size, 2**20),
             None,
         ),
+        "zero_optimization.zero_hpz_partition_size": (local_ranks, None),
     }
     for path, (value, flag) in values.items():
         *parents, key = path.split(".")
