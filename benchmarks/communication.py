@@ -29,11 +29,12 @@ from gem_ds.visits import Trace
 
 TOLERANCE = 0.02
 MEASURED = 3  # the first step by which DeepSpeed knows the order of modules
-# What a large model has to the default sizes: a layer well below them, the model above.
+# What a large model is to the default sizes: they hold a layer, and no more than a part of all.
 LARGE = {
     "stage3_param_persistence_threshold": 1000,
-    "stage3_max_reuse_distance": 300_000,
-    "stage3_prefetch_bucket_size": 100_000,
+    "stage3_max_reuse_distance": 250_000,
+    "stage3_max_live_parameters": 400_000,
+    "stage3_prefetch_bucket_size": 20_000,
     "reduce_bucket_size": 100_000,
 }
 SETTINGS: dict[str, dict[str, Any]] = {

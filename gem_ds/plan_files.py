@@ -17,10 +17,17 @@ from gem_ds.ways import Plan, Way
 
 SCARCE = 40  # GiB of a GPU below which few weights are kept whole
 LIVE = 300_000_000  # elements of them then
+LARGE = 4096  # hidden size from which prefetching is set
+# Elements that a model of that size fetches ahead at once, and reduces at once between machines:
+# 100 and 200 MB, so that a collective's latency is small beside its time.
+AHEAD, AHEAD_OF_MACHINES = 50_000_000, 100_000_000
 
 
-def deepspeed_json(way: Way, cluster: Cluster) -> dict[str, Any]:
-    """The JSON for a way to train, with ``"auto"`` where flags decide."""
+def deepspeed_json(way: Way, cluster: Cluster, hidden: int) -> dict[str, Any]:
+    """The JSON for a way to train a model of this width, with ``"auto"`` where flags decide.
+
+    Communication always goes on beside computing (``overlap_comm``).
+    """
     zero: dict[str, Any] = {
         "stage": way.stage,
         "overlap_comm": True,
@@ -35,8 +42,13 @@ def deepspeed_json(way: Way, cluster: Cluster) -> dict[str, Any]:
         zero["stage3_param_persistence_threshold"] = "auto"
         if cluster.gpu.memory < SCARCE:
             zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = LIVE
+        elif hidden >= LARGE and cluster.gpus > 1:
+            zero["stage3_prefetch_bucket_size"] = AHEAD
         if cluster.nodes > 1:
             zero["zero_hpz_partition_size"] = "auto"
+            if hidden >= LARGE:
+                for name in ("stage3_prefetch_bucket_size", "reduce_bucket_size"):
+                    zero[name] = AHEAD_OF_MACHINES
     to_host = {"device": "cpu", "pin_memory": True}
     if way.offload != "none":
         zero["offload_optimizer"] = to_host
@@ -59,7 +71,7 @@ def deepspeed_json(way: Way, cluster: Cluster) -> dict[str, Any]:
 
 def resolved(rows_per_step: int, cluster: Cluster, hidden: int, way: Way) -> dict[str, Any]:
     """The JSON as a run on these GPUs would fill it."""
-    raw = way.file if way.file is not None else deepspeed_json(way, cluster)
+    raw = way.file if way.file is not None else deepspeed_json(way, cluster, hidden)
     config = TrainConfig(
         shards="",
         output="",
@@ -73,7 +85,7 @@ def resolved(rows_per_step: int, cluster: Cluster, hidden: int, way: Way) -> dic
 
 def write_json(plan: Plan, path: Path) -> None:
     """Write the DeepSpeed JSON of a plan."""
-    raw = plan.way.file or deepspeed_json(plan.way, plan.job.cluster)
+    raw = plan.way.file or deepspeed_json(plan.way, plan.job.cluster, plan.job.shape.hidden)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(raw, indent=2) + "\n")
 
