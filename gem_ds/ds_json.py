@@ -81,6 +81,12 @@ def resolve_deepspeed(
                 f"{config.deepspeed} has {path} = {node[key]} but {flag} gives {value}; "
                 'write "auto" in the JSON or give the same value in both'
             )
+    states = resolved.get("bf16", {})
+    if states.get("bf16_master_weights_and_grads") and not states.get("enabled"):
+        raise InputError(
+            f"{config.deepspeed}: states in bf16 need weights in bf16, which this hardware does not "
+            "compute; leave out bf16_master_weights_and_grads and bf16_optimizer_states"
+        )
     left = _autos(resolved)
     if left:
         raise InputError(

@@ -135,12 +135,12 @@ def _views(
         for kind in views.kinds:
             if kind == "crops" and text >= SHORTEST:
                 n = max(1, round(text / views.crop_every))
-                length = min(_log_mean(views.crop_tokens), LARGEST * text / n)
+                length = _log_mean(views.crop_tokens, LARGEST * text / n)
                 add([1 + length] * (2 * n))
                 n_anchors += n
             elif kind == "pair" and summary:
                 n = max(1, round(max(prefix, suffix) / views.crop_every))
-                sides = [min(_log_mean(views.pair_tokens), side) for side in (prefix, suffix)]
+                sides = [_log_mean(views.pair_tokens, side) for side in (prefix, suffix)]
                 add([1 + side for side in sides] * n)
                 n_anchors += n
             elif kind == "continuation" and summary:
@@ -153,10 +153,13 @@ def _views(
     return np.array(found, dtype=np.int64).reshape(-1, 3), n_anchors
 
 
-def _log_mean(lengths: tuple[int, int]) -> float:
-    """Mean of a length that is drawn log-uniformly."""
-    least, most = lengths
-    return least if least == most else (most - least) / math.log(most / least)
+def _log_mean(lengths: tuple[int, int], most: float) -> float:
+    """Mean of a length that is drawn log-uniformly and cut to no more than `most`."""
+    low, high = lengths
+    if low >= most or low == high:
+        return min(low, most)
+    top = min(high, most)
+    return ((top - low) + top * math.log(high / top)) / math.log(high / low)
 
 
 def _targets(parts_D3: Parts, frozen_text: bool) -> int:

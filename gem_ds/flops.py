@@ -143,6 +143,9 @@ def of_stream(
     base = linear * counts.reference + pair * counts.reference_pairs
     layers = matrices * (1 + backward) + 3 * attention + 3 * lora + first + base
     heads = head * (counts.targets + counts.reference) * (1 + backward) + head * counts.reference
-    again = recomputed_layers * (matrices + attention + lora)
+    # A recomputation ends when all is there that the layer kept: before its last product, unless
+    # an adapter follows on that.
+    unneeded = 2.0 * shape.mlp * shape.hidden * shape.layers * counts.tokens
+    again = recomputed_layers * (matrices + attention + lora - unneeded * (trained == "all"))
     again += head * (counts.targets * head_recomputed + 2 * counts.reference)
     return Flops(layers + heads, again)

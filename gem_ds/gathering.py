@@ -40,7 +40,7 @@ class _Coordinator:
         uses = ((p, step) for step, v in enumerate(self.visits) for p in sorted(v.parameters))
         self.queue = deque(uses)
         self.looked_at = dict.fromkeys(range(len(self.numels)), -1)  # the latest use in the queue
-        self.kept = kept | trace.external  # till the micro-batch ends
+        self.kept = kept
         self.whole = set(kept)
         self.gathered: list[int] = []
         self.live = self.peak = 0

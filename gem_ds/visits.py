@@ -55,9 +55,7 @@ class Trained:
 class Trace:
     """The parameters of a model and the visits of one micro-batch.
 
-    `numels` are the elements of each parameter, `trained` whether it is. `external` are those that a
-    module reads of another, which DeepSpeed releases at the end of a micro-batch alone: LoRA's
-    first matrices, whose type `peft` looks at.
+    `numels` are the elements of each parameter, `trained` whether it is.
     """
 
     def __init__(
@@ -68,7 +66,6 @@ class Trace:
         which are computed again."""
         self.numels: list[int] = []
         self.trained: list[bool] = []
-        self.external: set[int] = set()
         self._about, self._every, self._chunks = trained, checkpoint_every, chunks
         whole = trained.adapter == "none"
         self._scale = self._add([(1,)], True)
@@ -107,8 +104,7 @@ class Trace:
         outputs, inputs = matrix
         rank = self._about.lora_rank
         parts = [self._add([s], True) for s in ((rank, inputs), (outputs, rank))]
-        read = parts[0]
-        self.external.update(read)
+        read = parts[0]  # `peft` looks at its type
         if self._about.adapter == "everywhere":
             parts.insert(0, ())  # peft's dropout
         return Node(read, (own, *(Node(part, is_adapter=True) for part in parts)))
@@ -140,7 +136,8 @@ class Trace:
         for _ in range(self._chunks):
             yield from self._head.forward()
             yield from self._head.backward()
-        yield from self._head.backward()
+        # DeepSpeed counts uses since the latest forward pass: of the first it sees no end then.
+        yield Visit(self._head.parameters, released=not self._chunks)
         yield NOTHING
         yield from self._norm.backward()
         for i in reversed(range(len(self._layers))):
