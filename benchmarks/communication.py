@@ -115,9 +115,7 @@ def plan(run: Any, micro_batches: int, anchors: float) -> dict[str, float]:
         chunks = -(-config.rows_per_micro_batch * run.loader.shards.manifest.row_length // CHUNK)
         lm = run.engine.module.base._engine.module.lm
         base = communication.Base(shapes.of_config(lm.config.to_dict(), "base"), chunks)
-    trace = Trace(
-        shape, trained_of(run), int(config.gradient_checkpointing), chunks
-    )
+    trace = Trace(shape, trained_of(run), int(config.gradient_checkpointing), chunks)
     traffic = communication.step(
         trace, zero_of(run), dist.world_size(), micro_batches, anchors, shape.hidden, base
     )

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- plans: begin -->\n", "<!-- plans: end -->\n"
 HEAD = """\
-| file | recipe | GPUs | rows a micro-batch | GiB of a GPU | GiB of a host | tokens/s and GPU | MFU |
+| file | recipe | GPUs | rows a micro-batch | GiB a GPU | GiB a host | tokens/s and GPU | MFU |
 |---|---|---|---|---|---|---|---|
 """
 # What each file is for, and what settles it.

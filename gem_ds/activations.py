@@ -17,7 +17,7 @@ vocabulary.
 
 from gem_ds.shapes import Shape
 
-BACKWARD = 3  # times b I: gradients of product, gate and up-projection
+BACKWARD = 2  # times b I: three gradients in the MLP, when its product is no more needed
 # Times V, a target: logits in b, and in fp32 them and their logarithm of a softmax, then the
 # gradients of both in place of the first.
 LOGITS_FP32 = 3

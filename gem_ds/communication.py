@@ -81,8 +81,8 @@ def step(
 
     `anchors` are those of a micro-batch of one rank, `width` the size of their embeddings.
     """
-    both = 2 * 4 * width * anchors * ranks if ranks > 1 else 0
-    names = 3 * 8 * anchors * ranks if ranks > 1 else 0
+    everywhere = anchors * ranks if ranks > 1 else 0
+    both, names = 2 * 4.0 * width * everywhere, 3 * 8.0 * everywhere
     contrastive = Volume(gathered=both + names, reduced=both)
     contrastive = Volume().plus(contrastive, micro_batches)
     if zero.stage == 2:
@@ -115,7 +115,7 @@ def step(
         persistent += sum(trace_of_base.numels[p] for p in whole)
     reduced = micro_batches * b * trained if ranks > 1 else 0
     if ranks == 1:
-        outside = inside = once_kept = 0.0
+        outside, inside, once_kept = 0.0, 0.0, 0
     return Traffic(
         Volume(gathered=outside + once_kept),
         Volume(gathered=inside),

@@ -84,8 +84,8 @@ def resolve_deepspeed(
     states = resolved.get("bf16", {})
     if states.get("bf16_master_weights_and_grads") and not states.get("enabled"):
         raise InputError(
-            f"{config.deepspeed}: states in bf16 need weights in bf16, which this hardware does not "
-            "compute; leave out bf16_master_weights_and_grads and bf16_optimizer_states"
+            f"{config.deepspeed}: states in bf16 need weights in bf16, which this hardware does "
+            "not compute; leave out bf16_master_weights_and_grads and bf16_optimizer_states"
         )
     left = _autos(resolved)
     if left:

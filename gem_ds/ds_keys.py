@@ -45,7 +45,9 @@ def _of_model(model: type[BaseModel]) -> Known:
 def _values(module: Any, prefix: str) -> dict[str, None]:
     """The keys that a module's constants spell."""
     constants = {n: v for n, v in vars(module).items() if n.startswith(prefix)}
-    keys = {v: None for n, v in constants.items() if isinstance(v, str) and not n.endswith("DEFAULT")}
+    keys = {
+        v: None for n, v in constants.items() if isinstance(v, str) and not n.endswith("DEFAULT")
+    }
     return {key: None for key in keys if key.isidentifier()}
 
 
@@ -86,7 +88,7 @@ def known() -> Known:
         c.OPTIMIZER: chosen,
         c.SCHEDULER: chosen,
         activations.ACT_CHKPT: dict.fromkeys(activations.ACT_CHKPT_DEFAULT),
-        swapping.AIO: {k: None for k in _values(swapping, "AIO_")},
+        swapping.AIO: dict.fromkeys(_values(swapping, "AIO_")),
         profiler.FLOPS_PROFILER: _values(profiler, "FLOPS_PROFILER_"),
         "comms_logger": _of_model(CommsLoggerConfig),
         "tensorboard": _of_model(TensorBoardConfig),
@@ -122,7 +124,7 @@ def check_groups(resolved: Mapping[str, Any], ranks: int, local_ranks: int, name
     if ranks % group or local_ranks % group:
         raise InputError(
             f"{name}: groups of zero_hpz_partition_size {group} do not divide the {local_ranks} "
-            f"ranks of this machine and the {ranks} of the run; give {local_ranks}, or \"auto\""
+            f'ranks of this machine and the {ranks} of the run; give {local_ranks}, or "auto"'
         )
 
 

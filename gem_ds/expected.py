@@ -1,8 +1,8 @@
 """The micro-batch that a plan expects: documents as long as a corpus' mean, with their views.
 
 A layout as `batches` would make it, of documents that are all alike, so that what is counted of
-real streams (`flops`) is counted of it too. Real ones scatter around it; a run's rehearsal shows the
-heaviest.
+real streams (`flops`) is counted of it too. Real ones scatter around it; a run's rehearsal shows
+the heaviest.
 """
 
 import math
@@ -124,7 +124,8 @@ def _views(
     there: Parts,
 ) -> tuple[Parts, int]:
     """(., 3) the views of documents, and the number of positives."""
-    k, found, n_anchors = data.summary_tokens, [], 0
+    k, n_anchors = data.summary_tokens, 0
+    found: list[list[int]] = []
 
     def add(texts: list[float]) -> None:
         found.extend([round(text), k, 0] for text in texts)
@@ -165,7 +166,7 @@ def _log_mean(lengths: tuple[int, int], most: float) -> float:
 def _targets(parts_D3: Parts, frozen_text: bool) -> int:
     """Positions with a target: all but summary tokens' and last ones, see `layout.targets`. Of a
     frozen text those alone that come after it: one a token of each suffix."""
-    prefix, summary, suffix = parts_D3.T
+    prefix, _, suffix = parts_D3.T
     if frozen_text:
         return int(suffix.sum())
     return int((prefix - 1 + suffix).sum())
@@ -179,4 +180,3 @@ def _tiled(parts_D3: Parts) -> Bounds:
     # A document without summary tokens is a prefix alone.
     bounds = np.stack([starts, starts + prefix, starts + prefix + summary, ends], 1)
     return bounds.astype(np.int32).reshape(-1, 4)
-

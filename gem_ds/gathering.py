@@ -1,8 +1,8 @@
 """ZeRO-3's fetching and releasing of parameters, step by step: what is gathered and what is live.
 
-DeepSpeed learns the order of modules in the first steps and follows it from then on: it gathers what
-a module lacks, then what the next ones lack up to ``stage3_prefetch_bucket_size`` elements, and
-releases a module's parameters after it unless they are used again within
+DeepSpeed learns the order of modules in the first steps and follows it from then on: it gathers
+what a module lacks, then what the next ones lack up to ``stage3_prefetch_bucket_size`` elements,
+and releases a module's parameters after it unless they are used again within
 ``stage3_max_reuse_distance`` elements (`PartitionedParameterCoordinator`). So a large model gathers
 every layer twice a micro-batch, before its forward and before its recomputation, which keeps it for
 the backward pass; a model below the distance gathers each parameter once; and small ones, up to

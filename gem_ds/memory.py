@@ -7,16 +7,16 @@ state (4; 2 with bf16 states), of DeepSpeed 0.19:
 |---|---|---|
 | weights | b P | b P / W, and b P / g with hpZ in groups of g |
 | whole for a while | - | b x (live + persistent elements), see `gathering`; nothing on one rank |
-| gradients, added up | 4 P' / W | 4 P' / W |
-| master weights | s P' / W | s P' / W, none where the weights have their precision |
+| gradients, added up | 4 P' / W, gone after a step | 4 P' / W |
+| master weights | s P' / W | s P' / W |
 | AdamW's moments | 2 s P' / W | 2 s P' / W |
 | buckets | 3 b x bucket with overlap, else 2 | 2 b x bucket |
-| the optimizer's step | in fp32 runs 4 P' / W | s x the largest sub-group, beside no activations |
+| the optimizer's step | 4 bytes an element of a group in fp32 runs | the same in all runs |
 
-The optimizer's rows, with ``offload_optimizer``, and the weights' partition, with ``offload_param``,
-lie in the host's memory instead. Activations are those of `activations`; three moments compete, each
-beside what all layers keep: the head with its loss, the heaviest layer's backward pass, and a base
-or text that is computed without a graph.
+The optimizer's rows, with ``offload_optimizer``, and the weights' partition, with
+``offload_param``, lie in the host's memory instead. Activations are those of `activations`; three
+moments compete, each beside what all layers keep: the head with its loss, the heaviest layer's
+backward pass, and a base or text that is computed without a graph.
 """
 
 from dataclasses import dataclass, field
@@ -96,14 +96,14 @@ def of_rank(
     moments = _moments(shape, trace, b, work, base)
     stepping: dict[str, float] = {}
     if not zero.offload_optimizer:
-        part = trained / ranks
-        copied = min(part, zero.sub_group + largest / ranks)
-        if zero.stage == 3:
-            both = zero.accumulation_bytes + (zero.state_bytes if zero.bf16_states else 0)
-            stepping["gradients handed to the optimizer"] = both * copied
-        elif not zero.bf16:
-            stepping["gradients handed to the optimizer"] = 4 * part
-        stepping["norms"] = 8 * largest / ranks
+        # AdamW's two groups, one of them the embedding and what is no matrix, come one by one.
+        embedding = trace.numels[1] if trace.trained[1] else 0
+        group = max(embedding, trained - embedding) / ranks
+        copied = min(group, zero.sub_group + largest / ranks)
+        both = zero.accumulation_bytes + (zero.state_bytes if zero.bf16_states else 0)
+        if zero.stage == 2:
+            both = 0 if zero.bf16 else 4
+        stepping["gradients handed to the optimizer"] = max(both * copied, 8 * largest / ranks)
     return Memory(states, computing, moments, stepping, host)
 
 
@@ -120,10 +120,9 @@ def _states(
         weights["second copy of weights (hpZ)"] = b * p / min(zero.hpz, ranks)
     if base is not None:
         weights["the base's weights"] = b * base.shape.n_parameters / shared
-    alias = zero.stage == 3 and s == b and not zero.offload_optimizer
     optimizer = {
         "gradients": zero.accumulation_bytes * trained / ranks,
-        "master weights": 0.0 if alias else s * trained / ranks,
+        "master weights": s * trained / ranks,
         "optimizer's moments": 2 * s * trained / ranks,
     }
     if zero.offload_optimizer:
@@ -150,11 +149,9 @@ def _contrastive(shape: Shape, work: Work, ranks: int) -> float:
     return embeddings + 4 * 4 * work.anchors * everywhere * work.negatives**2
 
 
-def _moments(
-    shape: Shape, trace: Trace, b: int, work: Work, base: Base | None
-) -> dict[str, float]:
+def _moments(shape: Shape, trace: Trace, b: int, work: Work, base: Base | None) -> dict[str, float]:
     counts = work.counts
-    whole = trace.trained[1]  # the embedding, and with it all
+    whole = trace.trained[1]  # the embedding, parameter 1, and with it all
     head_gradient = b * shape.hidden * shape.vocab if whole else 0
     together = min(counts.targets, work.logits_chunk or counts.targets)
     matrix = max(module.matrices for module in shape.layer())
@@ -172,7 +169,9 @@ def _moments(
     if base is not None:
         moments["the base's forward pass"] = counts.reference * _passing(shape, b)
         chunk = min(CHUNK, max(counts.reference, 1))
-        compared = chunk * (KL * 4.0 + 2 * b) * shape.vocab + 2 * b * shape.hidden * counts.reference
+        compared = (
+            chunk * (KL * 4.0 + 2 * b) * shape.vocab + 2 * b * shape.hidden * counts.reference
+        )
         moments["comparison with the base"] = compared + head_gradient
     return moments
 

@@ -111,7 +111,9 @@ class Fixed:
         each = job.rows_per_step // job.cluster.gpus
         fitting = [n for n in (2**i for i in range(12)) if each and each % n == 0]
         rows = [self.rows_per_micro_batch] if self.rows_per_micro_batch else fitting
-        for offload in ("none",) if settled else OFFLOADS if self.offload is None else (self.offload,):
+        for offload in (
+            ("none",) if settled else OFFLOADS if self.offload is None else (self.offload,)
+        ):
             for stage in stages:
                 if offload == "all" and stage == 2:
                     continue

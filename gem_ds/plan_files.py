@@ -115,7 +115,7 @@ def sbatch(plan: Plan, deepspeed: str) -> str:
         f"sbatch --nodes {cluster.nodes} --gpus-per-node {here} --ntasks-per-node {here} \\",
         f"    --time {hours:02d}:00:00 launch/slurm/train.sbatch \\",
         '    --model "$MODEL" --shards "$SHARDS" --output "$OUTPUT" \\',
-        f"    {' '.join(train_flags(plan, deepspeed))} \"$@\"",
+        f'    {" ".join(train_flags(plan, deepspeed))} "$@"',
     ]
     return "\n".join(lines) + "\n"
 

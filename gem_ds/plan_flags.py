@@ -53,7 +53,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     how("--zero-stage", type=int, choices=(2, 3))
     how("--offload", choices=OFFLOADS, help="to the host: nothing, the optimizer, weights too")
     how("--rows-per-micro-batch", type=int, metavar="N")
-    how("--checkpoint-every", type=int, default=1, metavar="N", help="layers, 0 for none; default 1")
+    how(
+        "--checkpoint-every", type=int, default=1, metavar="N", help="layers, 0 for none; default 1"
+    )
     how("--logits-chunk", type=int, default=0, metavar="N", help="targets at once; all")
     how("--bf16-states", action="store_true", help="master weights and AdamW's moments in bf16")
     run = made.add_argument_group("the whole run").add_argument
@@ -155,7 +157,9 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 def _gpu(args: argparse.Namespace) -> hardware.Gpu:
     gpu = hardware.GPUS[args.gpu]
-    units: dict[str, tuple[Literal["memory", "peak", "hbm", "inside", "outside", "host"], float]] = {
+    units: dict[
+        str, tuple[Literal["memory", "peak", "hbm", "inside", "outside", "host"], float]
+    ] = {
         "gpu_memory": ("memory", 1.0),
         "peak": ("peak", 1e12),
         "hbm": ("hbm", 1e9),
@@ -170,5 +174,3 @@ def _gpu(args: argparse.Namespace) -> hardware.Gpu:
                 raise InputError(f"--{flag.replace('_', '-')} {value:g} is not above 0")
             gpu = replace(gpu, **{name: value * unit})
     return gpu
-
-

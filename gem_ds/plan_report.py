@@ -43,9 +43,8 @@ def text(plan: Plan, fixed: Fixed) -> str:
     if least is None:
         lines += ["no number of GPUs up to 1024 is enough for this way"]
     else:
-        lines += [
-            f"the smallest number of these GPUs that fits is {least.job.cluster.gpus} ({_how(least)})"
-        ]
+        n = least.job.cluster.gpus
+        lines += [f"the smallest number of these GPUs that fits is {n} ({_how(least)})"]
     return "\n".join(lines)
 
 

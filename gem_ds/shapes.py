@@ -203,8 +203,8 @@ def of_config(config: dict[str, Any], name: str) -> Shape:
         raise InputError(f"{name}: its config.json has no {error.args[0]}") from error
     if config.get("use_sliding_window"):
         raise InputError(
-            f"{name}: some layers of it have a sliding window and others not, which is not planned; "
-            f"known by name are {', '.join(BUILT_IN)}"
+            f"{name}: some layers of it have a sliding window and others not, which is not "
+            f"planned; known by name are {', '.join(BUILT_IN)}"
         )
     biased = family in ("llama", "qwen3", "smollm3") and bool(config.get("attention_bias"))
     return replace(

@@ -1,6 +1,6 @@
 """How long a step takes, predicted: operations, bytes and bandwidths, and shares that are reached.
 
-    a micro-batch = matrices / (0.65 peak) + attention / (0.4 peak) + elementwise bytes / (0.6 HBM)
+    a micro-batch = matrices / (0.6 peak) + attention / (0.35 peak) + elementwise bytes / (0.4 HBM)
     traffic       = the slower of the network inside a machine and the one between machines
     a step        = micro-batches x max(computing, traffic) + what follows them
 

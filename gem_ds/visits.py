@@ -2,8 +2,8 @@
 
 ZeRO-3 gathers a module's parameters when it is visited, in the forward pass, in a recomputation and
 in the backward pass, and at each visit of whatever module it gathers ahead. So this order, with the
-modules that have no parameters, is what `gathering` computes traffic and live parameters from. It is
-that of `model.GemModel.forward`, of Transformers' Llama and its kin, and of autograd.
+modules that have no parameters, is what `gathering` computes traffic and live parameters from. It
+is that of `model.GemModel.forward`, of Transformers' Llama and its kin, and of autograd.
 """
 
 from collections.abc import Iterator, Sequence
@@ -170,4 +170,3 @@ class BaseTrace(Trace):
         self.trained = [False] * len(self.trained)
         heads = list(self._head.forward()) * (2 * chunks - 1)
         self.visits = [NOTHING, *forward[1:], *heads]
-

@@ -80,11 +80,10 @@ def test_it_is_as_large_as_real_ones(shards, positives, frozen, targets, views):
     assert found.n_anchors == means["anchors"]
     assert found.n_targets == means["targets"]
     assert int(found.bounds[-1, layout.END]) == pytest.approx(means["tokens"], rel=0.05)
-    counts = [
-        flops.count(b.plan.bounds_D4, len(b.targets), frozen_text=frozen).pairs for b in real
-    ]
+    counts = [flops.count(b.plan.bounds_D4, len(b.targets), frozen_text=frozen).pairs for b in real]
     assert flops.count(found.bounds, 0, frozen_text=frozen).pairs == pytest.approx(
-        np.mean(counts), rel=0.15  # views of equal lengths have fewer
+        np.mean(counts),
+        rel=0.15,  # views of equal lengths have fewer
     )
     layout.check(found.bounds, int(found.bounds[-1, layout.END]), 2)
     assert found.bounds[-1, layout.END] % layout.PAD_MULTIPLE == 0

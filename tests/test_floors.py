@@ -12,9 +12,12 @@ FLOORS = {
     0: """errors files layout draws records stores inputs tables sources tokenization sentences
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments positives
-          recipes config ds_json corpus bpe lock ranks stopping watchdog""",
+          recipes config ds_json corpus bpe lock ranks stopping watchdog shapes flops expected zero
+          visits gathering communication activations memory hardware speed ways plan_files plan
+          plan_flags plan_report""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
-          reference prefill batches data checkpoint saving elastic health record run_folder""",
+          reference prefill batches data checkpoint saving elastic health record run_folder
+          ds_keys""",
     2: "adapter_files adapters model frozen merge gem_config export encode memories",
     3: "assemble build rehearsal engine evaluate",
 }

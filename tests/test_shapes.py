@@ -95,7 +95,10 @@ def test_rows_for_summary_tokens_are_those_of_the_model(tmp_path, n_tokens):
 
 def test_an_unknown_shape_is_refused_with_the_list(tmp_path):
     known = ", ".join(shapes.BUILT_IN)
-    with pytest.raises(InputError, match=re.escape(f"no such shape or file; give a folder, a config.json, or one of {known}")):
+    with pytest.raises(
+        InputError,
+        match=re.escape(f"no such shape or file; give a folder, a config.json, or one of {known}"),
+    ):
         shapes.load("llama-9000")
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "mamba", "hidden_size": 8}))
