@@ -17,7 +17,7 @@ import deepspeed
 import torch
 from transformers import AutoConfig
 
-from gem_ds import attention, checkpoint, dist, elastic, ranks, record, run_folder
+from gem_ds import attention, checkpoint, dist, ds_keys, elastic, ranks, record, run_folder
 from gem_ds.assemble import build_engine, dtype_of
 from gem_ds.batches import BatchOptions
 from gem_ds.config import TrainConfig
@@ -67,13 +67,18 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     manifest = shards.manifest
     _check_objective(config, manifest)
     hidden_size = _model_config(config, manifest).get_text_config().hidden_size
+    raw = read_json(config.deepspeed)
+    ds_keys.check(raw, config.deepspeed)
+    local_ranks = ranks.local_size()
     ds_config = resolve_deepspeed(
-        read_json(config.deepspeed),
+        raw,
         config,
         dist.world_size(),
         hidden_size,
         dist.computes_bf16(device),
+        local_ranks,
     )
+    ds_keys.check_groups(ds_config, dist.world_size(), local_ranks, config.deepspeed)
     watchdog = run_folder.enter(config, stack)
     checkpoint_found = run_folder.to_resume(config)
     engine = build_engine(config, ds_config, manifest)
@@ -173,8 +178,7 @@ def _start_process(config: TrainConfig) -> torch.device:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_size()))
     # Beside the watchdog's timeout, which is for steps.
     minutes = max(JOINING_MINUTES, 2 * config.timeout_minutes)
     try:

@@ -31,10 +31,12 @@ def resolve_deepspeed(
     world_size: int,
     hidden_size: int,
     bf16: bool = True,
+    local_ranks: int = 1,
 ) -> dict[str, Any]:
     """The JSON with every ``"auto"`` filled.
 
     ``bf16.enabled`` is filled with `bf16`: whether the hardware computes in it.
+    ``zero_hpz_partition_size`` is filled with `local_ranks`: the ranks of a machine.
     ZeRO-3's bucket sizes in elements are filled from the hidden size C as Transformers does
     (C², 0.9 C², 10 C), with floors that keep small models from many small collectives. Raises
     `InputError` where the JSON and a flag disagree, where the JSON sets what this trainer owns, or
@@ -65,6 +67,7 @@ def resolve_deepspeed(
             max(10 * hidden_size, 2**20),
             None,
         ),
+        "zero_optimization.zero_hpz_partition_size": (local_ranks, None),
     }
     for path, (value, flag) in values.items():
         *parents, key = path.split(".")
@@ -78,6 +81,12 @@ def resolve_deepspeed(
                 f"{config.deepspeed} has {path} = {node[key]} but {flag} gives {value}; "
                 'write "auto" in the JSON or give the same value in both'
             )
+    states = resolved.get("bf16", {})
+    if states.get("bf16_master_weights_and_grads") and not states.get("enabled"):
+        raise InputError(
+            f"{config.deepspeed}: states in bf16 need weights in bf16, which this hardware does "
+            "not compute; leave out bf16_master_weights_and_grads and bf16_optimizer_states"
+        )
     left = _autos(resolved)
     if left:
         raise InputError(

@@ -6,7 +6,7 @@ SLURM's srun has names of its own; a process without a launcher is the only one.
 
 import os
 import subprocess
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from gem_ds.errors import InputError
 
@@ -36,6 +36,12 @@ def join(env: MutableMapping[str, str] = os.environ) -> None:
             here["MASTER_ADDR"] = _first_host(env["SLURM_STEP_NODELIST"])
     for name, value in here.items():
         env.setdefault(name, value)
+
+
+def local_size(env: Mapping[str, str] = os.environ) -> int:
+    """The ranks on this machine, once they have joined; LOCAL_SIZE is of DeepSpeed's launcher."""
+    found = env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or env["WORLD_SIZE"]
+    return int(found)
 
 
 def _tasks_here(env: MutableMapping[str, str]) -> str:

@@ -12,11 +12,12 @@ FLOORS = {
     0: """errors files layout draws records stores inputs tables sources tokenization sentences
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments positives
-          recipes config ds_json corpus bpe lock ranks stopping watchdog long_texts quantization
-          text_files vector_files""",
+          recipes config ds_json corpus bpe lock ranks stopping watchdog shapes flops expected
+          zero visits gathering communication activations memory hardware speed ways plan_files
+          plan plan_flags plan_report long_texts quantization text_files vector_files""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
-          checkpoint saving elastic health record run_folder bulk""",
+          checkpoint saving elastic health record run_folder ds_keys bulk""",
     2: """adapter_files adapters model frozen merge gem_config gem_embedding export_weights
           export_embed model_card export encode memories memory_files decoding identity
           inference embed_files""",

@@ -1,0 +1,154 @@
+"""Small runs that a plan is compared with: shards, a base, and steps of the trainer itself.
+
+Started by `communication.py` and `memory_plan.py` under DeepSpeed's launcher, several settings in
+one launch. A setting names a DeepSpeed file and the keys changed in it, and flags of training.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gem_ds import build, expected, flops, shapes, zero
+from gem_ds.batches import Batch
+from gem_ds.config import TrainConfig
+from gem_ds.manifest import Manifest
+from gem_ds.recipes import RECIPES
+from gem_ds.visits import Trained
+
+ROOT = Path(__file__).resolve().parent.parent
+ROW_LENGTH = 256
+WIDTH, LAYERS = 128, 4
+SEVERAL = ("parameters", "layers", "head")
+
+
+def prepare(folder: Path) -> None:
+    """Shards of random words and a random Llama that reads them, both in `folder`."""
+    texts, tokenizer = folder / "texts.jsonl", folder / "base"
+    rng = random.Random(0)
+    words = ["".join(rng.choices("etaoinshr", k=rng.randint(1, 9))) for _ in range(2000)]
+    lines = [json.dumps({"text": " ".join(rng.choices(words, k=60))}) for _ in range(300)]
+    texts.write_text("\n".join(lines))
+    script(
+        *("data_prep/train_tokenizer.py", "--input", texts, "--vocab-size", 2000),
+        *("--output", tokenizer),
+    )
+    script(
+        *("data_prep/shard.py", "--input", texts, "--tokenizer", tokenizer),
+        *("--output", folder / "shards", "--row-length", ROW_LENGTH, "--workers", 1),
+        *("--kinds", "plain=0.5,continuation=0.5"),
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=2000,
+            max_position_embeddings=ROW_LENGTH,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    ).save_pretrained(folder / "base")
+
+
+def script(name: str, *flags: object) -> None:
+    command = [sys.executable, str(ROOT / name), *map(str, flags)]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ROOT})
+
+
+def launch(benchmark: str, folder: Path, settings: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """Run `benchmark --measure` on so many CPU ranks; what its rank 0 measured, by setting."""
+    asked, out = folder / "settings.json", folder / f"measured-{ranks}.json"
+    asked.write_text(json.dumps(settings))
+    port = 20000 + os.getpid() % 9000
+    done = subprocess.run(
+        [
+            *(sys.executable, Path(sys.executable).parent / "deepspeed"),
+            *("--num_gpus", str(ranks), "--master_port", str(port)),
+            *(ROOT / "benchmarks" / benchmark, "--measure", folder, "--out", out),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    measured: dict[str, Any] = json.loads(out.read_text())
+    return measured
+
+
+def config_of(folder: Path, name: str, setting: dict[str, Any]) -> TrainConfig:
+    """The flags of a setting, with its changes to the DeepSpeed file."""
+    setting = dict(setting)
+    file = json.loads((ROOT / "ds_configs" / setting.pop("file")).read_text())
+    file["bf16"] = {"enabled": setting.pop("bf16", False)}
+    file["zero_optimization"].update(setting.pop("zero", {}))
+    path = folder / f"{name}.json"
+    if int(os.environ.get("RANK", 0)) == 0:
+        path.write_text(json.dumps(file))
+    given = {
+        **RECIPES.get(setting.pop("recipe", "keep"), {}),
+        "model": str(folder / "base"),
+        "shards": str(folder / "shards"),
+        "output": str(folder / "runs" / name),
+        "deepspeed": str(path),
+        "steps": 10,
+        "alpha_start": 0,
+        "rehearse": False,
+        **setting,
+    }
+    known = {field.name for field in fields(TrainConfig)}
+    return TrainConfig(**{key: value for key, value in given.items() if key in known})
+
+
+def start(config: TrainConfig, stack: ExitStack) -> build.Run:
+    """The run, with all ranks there before its DeepSpeed file is read."""
+    run = build.open_run(config, stack)
+    stack.callback(run.loader.close)
+    return run
+
+
+def shape_of(run: build.Run) -> shapes.Shape:
+    """As the plan has it, of the run's model."""
+    config = run.engine.module.lm.config.to_dict()
+    return shapes.of_config(config, "the run's model")
+
+
+def zero_of(run: build.Run) -> zero.Zero:
+    return zero.of_json(run.engine.config)
+
+
+def trained_of(run: build.Run) -> Trained:
+    config = run.config
+    k = len(Manifest.load(config.shards).summary_tokens)
+    adapted = config.adapter != "none"
+    return Trained(config.adapter, config.lora_rank if adapted else 0, k)
+
+
+def counts_of(run: build.Run, batch: Batch) -> flops.StreamCounts:
+    """As the plan has it, of a real micro-batch."""
+    counts = flops.count(
+        batch.plan.bounds_D4,
+        len(batch.targets),
+        run.config.summary_attention,
+        frozen_text=batch.split is not None,
+    )
+    if batch.reference is None:
+        return counts
+    n = len(batch.reference.index)
+    return flops.StreamCounts(**{**vars(counts), "reference": n})
+
+
+def data_of(run: build.Run) -> expected.Data:
+    return expected.Data.of(Manifest.load(run.config.shards))

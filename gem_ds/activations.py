@@ -1,0 +1,50 @@
+"""What a forward pass keeps for its backward pass, in bytes a token and at once.
+
+Of decoder layers as Transformers computes them (norms in fp32, a gated MLP whose product, gate and
+up-projection are tensors of their own), with an attention that keeps q, k, v, its output and a
+normaliser a head. b is bytes an element (2 in bf16, 4 in fp32):
+
+    norm (two a layer)   4 C for the fp32 copy of its input, b C normalised, b C as the output
+    attention            b (2 N H + 2 G H) and 4 N; with norms of q and k (N + G) H (4 + b) more
+    MLP                  4 b I: gate, its activation, up-projection, their product
+
+Of a layer that is computed again in the backward pass only its input stays, b C. While a layer goes
+backward, gradients of the widest tensors stand beside what it kept: `BACKWARD`.
+
+Shapes: T tokens, C hidden size, N heads, G key-value heads, H head size, I of the MLP, V
+vocabulary.
+"""
+
+from gem_ds.shapes import Shape
+
+BACKWARD = 2  # times b I: three gradients in the MLP, when its product is no more needed
+# Times V, a target: logits in b, and in fp32 them and their logarithm of a softmax, then the
+# gradients of both in place of the first.
+LOGITS_FP32 = 3
+
+
+def layer(shape: Shape, b: int) -> float:
+    """Bytes a token that one decoder layer keeps."""
+    c, h = shape.hidden, shape.head_dim
+    norms = 2 * (4 + 2 * b) * c
+    attention = b * 2 * (shape.heads + shape.kv_heads) * h + 4 * shape.heads
+    if shape.qk_norm:
+        attention += (shape.heads + shape.kv_heads) * h * (4 + b)
+    return norms + attention + 4 * b * shape.mlp
+
+
+def backward(shape: Shape, b: int) -> float:
+    """Bytes a token that the gradients in a layer's backward pass take."""
+    return BACKWARD * b * shape.mlp
+
+
+def kept(shape: Shape, b: int, checkpoint_every: int) -> float:
+    """Bytes a token that all layers keep until the backward pass begins."""
+    every = checkpoint_every
+    again = shape.layers // every if every else 0
+    return again * b * shape.hidden + (shape.layers - again) * layer(shape, b)
+
+
+def logits(shape: Shape, b: int, targets: int) -> float:
+    """Bytes at the peak of the head and its loss, for logits that stand at once."""
+    return targets * (LOGITS_FP32 * 4.0 * shape.vocab + b * shape.hidden)

@@ -1,0 +1,176 @@
+"""The flags of ``launch/plan.py``, and the job and ways that they stand for."""
+
+import argparse
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+from gem_ds import hardware, shapes
+from gem_ds.config import TrainConfig
+from gem_ds.ds_json import read_json
+from gem_ds.errors import InputError
+from gem_ds.expected import Data, Views
+from gem_ds.manifest import Manifest
+from gem_ds.plan import Fixed
+from gem_ds.recipes import DEFAULT, RECIPES
+from gem_ds.speed import Cluster
+from gem_ds.ways import OFFLOADS, Job, Offload
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """All flags, with their help."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("--model", required=True, help=f"folder, config.json or {', '.join(shapes.BUILT_IN)}")
+    machine = made.add_argument_group("machines").add_argument
+    machine("--gpu", choices=hardware.GPUS, default="h100", help="whose figures are the defaults")
+    machine("--gpus", type=int, default=8, metavar="N", help="in all; default 8")
+    machine("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
+    machine("--gpu-memory", type=float, metavar="GIB", help="of a GPU")
+    machine("--host-memory", type=float, default=0.0, metavar="GIB", help="of a machine; unlimited")
+    machine("--peak", type=float, metavar="TFLOPS", help="of a GPU, dense bf16")
+    machine("--hbm", type=float, metavar="GBPS", help="bandwidth of a GPU's memory")
+    machine("--inside", type=float, metavar="GBPS", help="of a GPU to others of its machine")
+    machine("--outside", type=float, metavar="GBPS", help="of a GPU to other machines")
+    machine("--host", type=float, metavar="GBPS", help="of a GPU to its host")
+    what = made.add_argument_group("what is trained, as for launch/train.py").add_argument
+    what("--recipe", choices=RECIPES, default=DEFAULT, help=f"default {DEFAULT}")
+    what("--adapter", choices=("none", "summary", "everywhere"), help="default: the recipe's")
+    what("--lora-rank", type=int, metavar="R", help="default: the recipe's")
+    what("--alpha", type=float, metavar="A", help="default: the recipe's")
+    what("--kl-to-base", type=float, metavar="W", help="default: the recipe's")
+    what("--positives", metavar="KINDS", help="default: the recipe's")
+    what("--rows-per-step", type=int, default=32, metavar="N", help="default 32")
+    data = made.add_argument_group("data").add_argument
+    data("--shards", metavar="FOLDER", help="finished shards, instead of the following four")
+    data("--row-length", type=int, default=2048, metavar="N", help="tokens; default 2048")
+    data("--document-length", type=float, metavar="N", help="mean tokens; default 512, or a row")
+    data("--gem-share", type=float, default=0.2, metavar="S", help="of documents; default 0.2")
+    data("--summary-tokens", type=int, default=8, metavar="K", help="default 8")
+    how = made.add_argument_group("how; what is left out is chosen").add_argument
+    how("--deepspeed", metavar="JSON", help="a file of this kind instead of stage and offload")
+    how("--zero-stage", type=int, choices=(2, 3))
+    how("--offload", choices=OFFLOADS, help="to the host: nothing, the optimizer, weights too")
+    how("--rows-per-micro-batch", type=int, metavar="N")
+    how(
+        "--checkpoint-every", type=int, default=1, metavar="N", help="layers, 0 for none; default 1"
+    )
+    how("--logits-chunk", type=int, default=0, metavar="N", help="targets at once; all")
+    how("--bf16-states", action="store_true", help="master weights and AdamW's moments in bf16")
+    run = made.add_argument_group("the whole run").add_argument
+    run("--tokens", type=float, default=0.0, metavar="N", help="of rows, such as 1e9")
+    run("--price-per-gpu-hour", type=float, default=0.0, metavar="P")
+    out = made.add_argument_group("output").add_argument
+    out("--json", action="store_true", help="all figures as JSON instead")
+    out("--write", metavar="JSON", help="write the DeepSpeed file here")
+    out("--write-sbatch", metavar="FILE", help="write a script that submits the run here")
+    return made
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """The job that parsed flags describe. Raises `InputError` for what cannot be."""
+    for name in ("gpus", "gpus_per_node", "rows_per_step", "row_length"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)} is less than 1")
+    shape = shapes.load(args.model)
+    data, documents = _data(args), set()
+    if args.shards:
+        documents = Manifest.load(args.shards).documents
+    if shape.positions and data.row_length > shape.positions:
+        raise InputError(
+            f"rows of {data.row_length} tokens are longer than the {shape.positions} positions of "
+            f"{args.model}; give --row-length {shape.positions} or less"
+        )
+    config = _config(args)
+    config.check(args.gpus if not args.rows_per_step % args.gpus else 1)
+    views = Views(
+        config.positive_kinds(documents),
+        config.crop_lengths(),
+        config.crop_every,
+        config.pair_lengths(),
+        config.prefix_dropout,
+    )
+    if config.alpha and not data.summary_tokens:
+        raise InputError("without summary tokens nothing embeds; give --alpha 0 --adapter none")
+    return Job(
+        shape,
+        Cluster(_gpu(args), args.gpus, args.gpus_per_node),
+        data,
+        views,
+        config.adapter,
+        config.lora_rank,
+        config.alpha,
+        config.alpha_start,
+        config.kl_to_base,
+        config.negatives,
+        args.rows_per_step,
+        args.host_memory,
+        args.tokens,
+        args.price_per_gpu_hour,
+    )
+
+
+def fixed_of(args: argparse.Namespace) -> Fixed:
+    """What of the way is not open."""
+    if args.deepspeed and (args.zero_stage or args.offload or args.bf16_states):
+        raise InputError(
+            f"--deepspeed {args.deepspeed} settles stage, offload and states; leave out "
+            "--zero-stage, --offload and --bf16-states"
+        )
+    return Fixed(
+        args.zero_stage,
+        cast(Offload | None, args.offload),
+        args.rows_per_micro_batch,
+        args.checkpoint_every,
+        args.logits_chunk,
+        args.bf16_states,
+        read_json(args.deepspeed) if args.deepspeed else None,
+    )
+
+
+def _data(args: argparse.Namespace) -> Data:
+    if args.shards:
+        return Data.of(Manifest.load(args.shards))
+    length = args.document_length or min(512, args.row_length)
+    data = Data(args.row_length, length, args.gem_share, args.summary_tokens)
+    data.check()
+    return data
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    """The training flags: the recipe's, and what was given beside it."""
+    given: dict[str, Any] = dict(RECIPES[args.recipe])
+    for name in ("adapter", "lora_rank", "alpha", "kl_to_base", "positives"):
+        if getattr(args, name) is not None:
+            given[name] = getattr(args, name)
+    return TrainConfig(
+        shards="",
+        output="",
+        deepspeed="",
+        model=args.model,
+        rows_per_step=args.rows_per_step,
+        rows_per_micro_batch=1,
+        **given,
+    )
+
+
+def _gpu(args: argparse.Namespace) -> hardware.Gpu:
+    gpu = hardware.GPUS[args.gpu]
+    units: dict[
+        str, tuple[Literal["memory", "peak", "hbm", "inside", "outside", "host"], float]
+    ] = {
+        "gpu_memory": ("memory", 1.0),
+        "peak": ("peak", 1e12),
+        "hbm": ("hbm", 1e9),
+        "inside": ("inside", 1e9),
+        "outside": ("outside", 1e9),
+        "host": ("host", 1e9),
+    }
+    for flag, (name, unit) in units.items():
+        value = getattr(args, flag)
+        if value is not None:
+            if value <= 0:
+                raise InputError(f"--{flag.replace('_', '-')} {value:g} is not above 0")
+            gpu = replace(gpu, **{name: value * unit})
+    return gpu

@@ -1,0 +1,37 @@
+"""gem_ds.memory and gem_ds.activations, against tensors counted in a real run."""
+
+import memory_plan as benchmark
+import pytest
+from planned import prepare
+
+from gem_ds import activations, shapes
+
+
+def test_bytes_a_token_of_a_layer():
+    """Of Llama 3.1 8B in bf16: norms, attention, MLP."""
+    shape = shapes.BUILT_IN["llama3.1-8b"]
+    norms = 2 * 8 * 4096
+    attention = 2 * (2 * 4096 + 2 * 1024) + 4 * 32
+    assert activations.layer(shape, 2) == norms + attention + 8 * 14336
+    kept = [activations.kept(shape, 2, every) for every in (1, 2, 4, 0)]
+    assert kept[0] == 32 * 2 * 4096
+    assert kept == sorted(kept)
+    assert kept[-1] == 32 * activations.layer(shape, 2)
+    assert activations.logits(shape, 2, 10) == 10 * (12 * shape.vocab + 2 * 4096)
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """One launch of two CPU ranks."""
+    folder = tmp_path_factory.mktemp("memory")
+    prepare(folder)
+    names = ("zero3", "zero2", "lossless")
+    asked = {name: {**benchmark.SHARED, **benchmark.SETTINGS[name]} for name in names}
+    return benchmark.launch("memory_plan.py", folder, asked, 2)
+
+
+@pytest.mark.parametrize("name", ["zero3", "zero2", "lossless"])
+def test_the_plan_is_what_a_rank_holds(counted, name):
+    found = counted[name]
+    for moment, n in found["counted"].items():
+        assert found["planned"][moment] == pytest.approx(n, rel=benchmark.TOLERANCE), moment
