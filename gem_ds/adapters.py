@@ -108,19 +108,24 @@ def switch(lm: Any) -> None:
         variant.follow(layer)
 
 
-def load(model: Path, adapter: Path, dtype: torch.dtype | str) -> Any:
-    """The backbone of an exported model with its adapter on at summary positions.
+def put_on(lm: Any, adapter: Path) -> None:
+    """Put the adapter of an export on its model, on at summary positions.
 
     Raises `InputError` where the adapter's folder is missing.
     """
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(
-            f"{model} embeds with an adapter, but there is none in {adapter}; "
+            f"this model embeds with an adapter, but there is none in {adapter}; "
             "put the folder adapter/ of the same export beside model/"
         )
-    lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    lm = PeftModel.from_pretrained(lm, str(adapter), autocast_adapter_dtype=False).get_base_model()
+    PeftModel.from_pretrained(lm, str(adapter), autocast_adapter_dtype=False)
     switch(lm)
+
+
+def load(model: Path, adapter: Path, dtype: torch.dtype | str) -> Any:
+    """The backbone of an exported model with its adapter; raises as `put_on`."""
+    lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    put_on(lm, adapter)
     return lm.base_model
 
 
