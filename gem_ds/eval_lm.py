@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from gem_ds.errors import InputError
 from gem_ds.eval_data import Needed, check_hub
-from gem_ds.eval_results import Tested, run_each, write_json
+from gem_ds.eval_results import Candidate, run_each, write_json
 
 BUILDERS = {"json", "csv", "parquet", "text", "arrow"}  # of local files, which `datasets` knows
 MMLU = "mmlu"
@@ -131,23 +131,23 @@ def subjects(tasks: Any, chosen: Sequence[str] | None = None) -> list[str]:
 class Scorer:
     """lm-eval on one model, which is loaded when it is first needed."""
 
-    def __init__(self, model: Tested, tasks: Any, settings: Settings) -> None:
+    def __init__(self, model: Candidate, tasks: Any, settings: Settings) -> None:
         """Raises `InputError` for a model that cannot generate."""
         if not model.is_export:
             raise InputError(
                 f"{model.folder} only embeds; lm-eval needs an export with a folder model/"
             )
         self.tested, self.tasks, self.settings = model, tasks, settings
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     @cached_property
     def _lm(self) -> Any:
         from lm_eval.models.huggingface import HFLM
 
-        gpu = torch.cuda.is_available()
         return HFLM(
             pretrained=str(self.tested.folder / "model"),
-            dtype=self.settings.dtype or ("auto" if gpu else "float32"),
-            device="cuda" if gpu else "cpu",
+            dtype=self.settings.dtype or ("float32" if self.device == "cpu" else "auto"),
+            device=self.device,
             batch_size=self.settings.batch_size,
         )
 

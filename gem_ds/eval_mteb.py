@@ -27,7 +27,7 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from gem_ds import eval_items
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
-from gem_ds.eval_results import Tested, run_each, write_json
+from gem_ds.eval_results import Candidate, run_each, write_json
 from gem_ds.files import sync
 
 
@@ -57,7 +57,7 @@ class Gem(AbsEncoder):  # type: ignore[misc]
     The model is loaded when it is first needed: where all results are there, it never is.
     """
 
-    def __init__(self, model: Tested, settings: Settings, batch_tokens: int = 8192) -> None:
+    def __init__(self, model: Candidate, settings: Settings, batch_tokens: int = 8192) -> None:
         self.tested = model
         self.settings = settings
         self.batch_tokens = batch_tokens
@@ -89,11 +89,9 @@ class Gem(AbsEncoder):  # type: ignore[misc]
         )
         if self.settings.max_length:
             stock.max_seq_length = self.settings.max_length
-        if self.settings.prompts:  # in place of the model's own, also for tasks mteb does not know
-            stock.prompts = dict(self.settings.prompts)
         wrapper = SentenceTransformerEncoderWrapper(stock)
-        if self.settings.prompts:
-            wrapper.model_prompts = dict(self.settings.prompts)
+        if self.settings.prompts:  # in place of the model's own; mteb refuses those of own tasks
+            stock.prompts = wrapper.model_prompts = dict(self.settings.prompts)
         return wrapper
 
     def encode(
@@ -194,7 +192,7 @@ def read_prompts(path: Path, tasks: Sequence[Any]) -> dict[str, str]:
 
 
 def run(
-    model: Tested,
+    model: Candidate,
     tasks: Sequence[Any],
     output: Path,
     settings: Settings,

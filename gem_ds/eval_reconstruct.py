@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from gem_ds import adapter_files, bpe, evaluate, tokenization
 from gem_ds.encode import longest_document
 from gem_ds.errors import InputError
-from gem_ds.eval_results import Tested, write_json
+from gem_ds.eval_results import Candidate, write_json
 from gem_ds.files import sha256
 from gem_ds.gem_config import read_gem_config
 
@@ -25,7 +25,7 @@ LENGTHS = (10, 30, 100)
 
 
 def run(
-    model: Tested,
+    model: Candidate,
     path: Path,
     output: Path,
     lengths: Sequence[int] = LENGTHS,
@@ -53,7 +53,7 @@ def run(
     return {str(n): result["lengths"][str(n)] for n in sorted(set(lengths))}
 
 
-def _load(model: Tested, longest: int) -> tuple[Any, Any, Any]:
+def _load(model: Candidate, longest: int) -> tuple[Any, Any, Any]:
     if not model.is_export:
         raise InputError(f"{model.folder} only embeds; reconstruction needs an export")
     folder = model.folder / "model"

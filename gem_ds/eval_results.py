@@ -27,7 +27,7 @@ EXTRA = {"mteb": "mteb", "lm_eval": "lm-eval"}  # modules, and the packages that
 
 
 @dataclass(frozen=True)
-class Tested:
+class Candidate:
     """A model under test: an export of this project, or a SentenceTransformers folder."""
 
     folder: Path  # with `is_export` the one that holds model/ and adapter/
@@ -41,7 +41,7 @@ class Tested:
         return Path(self.name.replace("/", "__")) / self.revision
 
 
-def tested(folder: Path) -> Tested:
+def candidate(folder: Path) -> Candidate:
     """The model in a folder; reads all of its files once, for the digest.
 
     Raises `InputError` for a folder that is neither an export nor one of SentenceTransformers.
@@ -62,7 +62,7 @@ def tested(folder: Path) -> Tested:
             "SentenceTransformers model (modules.json); name such a folder with --model"
         )
     name = re.sub(r"[^\w.-]", "_", folder.name)
-    return Tested(folder, is_export, f"local/{name}", digest(folder, files))
+    return Candidate(folder, is_export, f"local/{name}", digest(folder, files))
 
 
 def digest(root: Path, files: Iterable[Path]) -> str:

@@ -23,6 +23,7 @@ from mteb.abstasks import (
     AbsTaskSummarization,
 )
 from mteb.abstasks.task_metadata import TaskMetadata
+from pydantic import ValidationError
 
 from gem_ds.errors import InputError
 from gem_ds.eval_data import Needed, check_hub
@@ -282,8 +283,10 @@ def own_task(folder: Path) -> Any:
             prompt=told.get("prompt"),
             category="t2t",
         )
-    except ValueError as error:
-        raise InputError(f"{path} is no task ({error}); correct it") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path} is no task ({what}: {first['msg']}); correct it") from error
     given = {key: told.get(key, default) for key, default in form.attributes.items()}
     about = {"folder": folder, "columns": form.columns, "train": form.train}
     made = type(name, (_Own, form.base), {"metadata": metadata, **given, **about})

@@ -119,7 +119,7 @@ def embed(args: Any) -> None:
     eval_results.need("mteb")
     from gem_ds import eval_mteb, eval_tasks
 
-    model = eval_results.tested(args.model)
+    model = eval_results.candidate(args.model)
     tasks = eval_results.share_of(eval_tasks.select(args.tasks, args.data), args.share)
     prompts = eval_mteb.read_prompts(args.prompts, tasks) if args.prompts else {}
     settings = eval_mteb.Settings(prompts, args.max_length, args.truncate_dim, args.dtype)
@@ -134,7 +134,7 @@ def generate(args: Any) -> None:
     from gem_ds import eval_lm
 
     is_mmlu = args.command == "mmlu"
-    model = eval_results.tested(args.model)
+    model = eval_results.candidate(args.model)
     shots = eval_lm.SHOTS if is_mmlu else args.num_fewshot
     settings = eval_lm.Settings(shots, args.limit, args.dtype, args.batch_size)
     tasks = eval_lm.manager(None if is_mmlu else args.include_path)
@@ -142,14 +142,14 @@ def generate(args: Any) -> None:
     names = eval_lm.subjects(tasks, args.subjects) if is_mmlu else args.tasks
     units = eval_results.share_of(eval_lm.select(tasks, names, args.data), args.share)
     kept = eval_lm.run(scorer, units, args.output)
-    if is_mmlu and kept:
+    if is_mmlu and args.share is None:
         print(f"MMLU, mean of {len(kept)} subjects: {100 * eval_lm.macro_average(kept):.2f}")
 
 
 def reconstruct(args: Any) -> None:
     from gem_ds import eval_reconstruct, eval_results, evaluate
 
-    model = eval_results.tested(args.model)
+    model = eval_results.candidate(args.model)
     about = (args.lengths, args.field, args.limit)
     found = eval_reconstruct.run(model, args.input, args.output, *about)
     shares = ("exact", "in_place", "overlap")
