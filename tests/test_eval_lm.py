@@ -34,7 +34,7 @@ def scorer(here, tasks, export="gem", **settings):
     return Scorer(eval_results.candidate(here / "exports" / export), tasks, Settings(**settings))
 
 
-def test_scores_are_those_of_the_command(here, tmp_path):
+def test_scores_are_those_of_lm_eval(here, tmp_path):
     found = lm_equal(tmp_path, here / "exports" / "full")
     assert found["good"], found
     assert found["scores"]["acc,none"]["ours"] not in (0, 1), "it tells nothing apart"
