@@ -36,7 +36,7 @@ def check_hub(needed: Iterable[Needed], data: Path | None) -> None:
         seen.add((dataset.path, dataset.revision))
         try:
             datasets.get_dataset_config_names(dataset.path, revision=dataset.revision)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             n_others = len({other.task for other in wanted} - {dataset.task})
             more = f" ({n_others} more tasks want the hub)" if n_others else ""
             looked = f"in {data / dataset.folder} and " if data else ""

@@ -4,6 +4,7 @@ The model is the ``model/`` of an export. Each task asked for, a group being one
 results, with the score of every question.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,8 @@ from lm_eval.tasks import TaskManager
 
 from gem_ds.errors import InputError
 from gem_ds.eval_data import Needed, check_hub
-from gem_ds.eval_results import Candidate, run_each, write_json
+from gem_ds.eval_results import Candidate, digest, run_each, write_json
+from gem_ds.files import sha256
 
 BUILDERS = {"json", "csv", "parquet", "text", "arrow"}  # of local files, which `datasets` knows
 MMLU = "mmlu"
@@ -28,10 +30,14 @@ SHOTS = 5
 
 @dataclass(frozen=True)
 class Unit:
-    """A task, or a group of tasks that are scored together, and how lm-eval is to load it."""
+    """A task, or a group of tasks that are scored together, and how lm-eval is to load it.
+
+    `source` is a digest of what the tasks are and of their data, as far as it lies here.
+    """
 
     name: str
     spec: Any
+    source: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def select(tasks: Any, names: Sequence[str], data: Path | None) -> list[Unit]:
             )
         members = sorted(index[name].tags) if name in tasks.all_tags else [name]
         for member in members:
-            paths = {path for leaf in _leaves(index, member) if (path := _dataset(index, leaf))}
+            leaves = sorted(set(_leaves(index, member)))
+            paths = {path for leaf in leaves if (path := _dataset(index, leaf))}
             local = {path: data / path for path in paths if data and (data / path).is_dir()}
             needed += [Needed(member, path, None, path) for path in sorted(paths - local.keys())]
             if local and len(paths) > 1:
@@ -77,7 +84,8 @@ def select(tasks: Any, names: Sequence[str], data: Path | None) -> list[Unit]:
                     f"{member} reads {', '.join(sorted(paths))}; name its tasks one by one to read "
                     f"them from {data}"
                 )
-            units.append(Unit(member, _spec(tasks, member, local)))
+            source = _source([index[leaf].cfg or {} for leaf in leaves], local)
+            units.append(Unit(member, _spec(tasks, member, local), source))
     check_hub(needed, data)
     return units
 
@@ -89,6 +97,18 @@ def _spec(tasks: Any, name: str, local: dict[str, Path]) -> Any:
     (folder,) = local.values()
     # A group of one: only members of a group can differ from what is registered.
     return {"group": f"{name} here", "task": [{kind: name, "dataset_path": str(folder)}]}
+
+
+def _source(configs: Sequence[Any], local: dict[str, Path]) -> str:
+    whole = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
+    for folder in local.values():
+        whole.update(digest(folder, folder.rglob("*")).encode())
+    for config in configs:
+        files = (config.get("dataset_kwargs") or {}).get("data_files") or {}
+        for path in sorted(map(str, files.values() if isinstance(files, dict) else [files])):
+            if Path(path).is_file():
+                whole.update(sha256(Path(path)).encode())
+    return whole.hexdigest()[:20]
 
 
 def _leaves(index: Any, name: str) -> Iterator[str]:
@@ -167,15 +187,15 @@ class Scorer:
         groups.pop(f"{unit.name} here", None)
         return {
             "model": {"name": self.tested.name, "revision": self.tested.revision},
-            "settings": _kept(self.settings),
-            "lm_eval": version("lm_eval"),
+            "settings": _kept(self.settings, unit),
             "tasks": {name: _task(told, name) for name in names},
             "groups": groups,
         }
 
 
-def _kept(settings: Settings) -> dict[str, Any]:
-    return {name: value for name, value in vars(settings).items() if name != "batch_size"}
+def _kept(settings: Settings, unit: Unit) -> dict[str, Any]:
+    told = {name: value for name, value in vars(settings).items() if name != "batch_size"}
+    return {"lm-eval": version("lm_eval"), "task and data": unit.source, **told}
 
 
 def _metrics(result: dict[str, Any]) -> dict[str, float]:
@@ -204,8 +224,15 @@ def _task(told: Any, name: str) -> dict[str, Any]:
         "split": told["configs"][name].get("test_split")
         or told["configs"][name].get("validation_split"),
         "n": told["n-samples"][name]["effective"],
+        "prompts": _prompts(told["samples"][name]),
         "items": {key: values for key, values in items.items() if _is_mean(values, metrics[key])},
     }
+
+
+def _prompts(samples: Sequence[Any]) -> str:
+    """A digest of all that the model was asked, few shots included."""
+    hashes = sorted(f"{s['doc_id']} {s['prompt_hash']} {s['target_hash']}" for s in samples)
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:20]
 
 
 def _is_mean(items: dict[str, float], score: float) -> bool:
@@ -225,7 +252,7 @@ def run(scorer: Scorer, units: Sequence[Unit], output: Path) -> list[Path]:
         path = paths[unit.name]
         if path.exists():
             kept = json.loads(path.read_text())
-            _check_same(path, kept, scorer.settings)
+            _check_same(path, kept["settings"], _kept(scorer.settings, unit))
         else:
             kept = scorer.score(unit)
             write_json(path, kept)
@@ -239,13 +266,9 @@ def run(scorer: Scorer, units: Sequence[Unit], output: Path) -> list[Path]:
     return list(paths.values())
 
 
-def _check_same(path: Path, kept: dict[str, Any], settings: Settings) -> None:
-    wanted = {"lm_eval": version("lm_eval"), **_kept(settings)}
-    found = {"lm_eval": kept["lm_eval"], **kept["settings"]}
-    if found != wanted:
-        differ = [
-            f"{n} {found.get(n)} instead of {v}" for n, v in wanted.items() if found.get(n) != v
-        ]
+def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    differ = [f"{n} {found.get(n)} instead of {v}" for n, v in wanted.items() if found.get(n) != v]
+    if differ:
         raise InputError(
             f"{path} was made with {', '.join(differ)}; name another --output, or remove it"
         )

@@ -71,6 +71,14 @@ class Gem(AbsEncoder):  # type: ignore[misc]
             }
         )
 
+    def kwargs(self, show_progress: bool) -> dict[str, Any]:
+        """What mteb hands on to `encode` and keeps beside the results."""
+        if not self.tested.is_export:
+            return {"batch_size": 32, "show_progress_bar": show_progress}
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        told = {"batch_tokens": self.batch_tokens, "device": device}
+        return {"batch_size": 512, "show_progress_bar": show_progress, **told}
+
     @cached_property
     def _encoder(self) -> Encoder:
         dtype = getattr(torch, self.settings.dtype) if self.settings.dtype else None
@@ -227,24 +235,21 @@ def _score(encoder: Gem, task: Any, cache: Cache, show_progress: bool) -> float:
     if not (whole and beside.exists()):
         # mteb itself takes any whole result for the task's, whatever its data and version.
         strategy = "only-missing" if same and not whole else "always"
-        predictions = beside.parent / f".{name}"
-        if strategy == "always":
-            shutil.rmtree(predictions, ignore_errors=True)
         task.load_data()
         try:
-            (known,) = mteb.evaluate(
-                encoder,
-                task,
-                co2_tracker=False,
-                cache=cache,
-                overwrite_strategy=strategy,
-                prediction_folder=predictions,
-                encode_kwargs={"batch_size": 512, "show_progress_bar": show_progress},
-                show_progress_bar=False,
-            ).task_results
-            write_json(beside, eval_items.of_task(task, known.scores, predictions))
+            with tempfile.TemporaryDirectory() as predictions:
+                (known,) = mteb.evaluate(
+                    encoder,
+                    task,
+                    co2_tracker=False,
+                    cache=cache,
+                    overwrite_strategy=strategy,
+                    prediction_folder=predictions,
+                    encode_kwargs=encoder.kwargs(show_progress),
+                    show_progress_bar=False,
+                ).task_results
+                write_json(beside, eval_items.of_task(task, known.scores, Path(predictions)))
         finally:
             task.unload_data()
-        shutil.rmtree(predictions, ignore_errors=True)
     scores = [entry["main_score"] for split in known.scores.values() for entry in split]
     return 100 * float(sum(scores) / len(scores))

@@ -148,7 +148,8 @@ def _lm(told: Any) -> Iterator[Score]:
             "version": task["version"],
             "shots": task["shots"],
             "questions": task["n"],
-            "lm-eval version": told["lm_eval"],
+            "prompts": task["prompts"],
+            "lm-eval version": told["settings"]["lm-eval"],
         }
         for key, value in task["metrics"].items():
             measure = key.removesuffix(",none")

@@ -37,14 +37,14 @@ def results(folder, name, noise, revision="a" * 20, sts_data="d1", tasks=("A", "
         write_json(folder / "items" / place / f"{task}.json", items)
     write_json(folder / "results" / place / "model_meta.json", {})
     right = (rng.random(50) > 0.3 + 0.1 * noise).astype(float)
-    about = {"version": 1.0, "shots": 5, "split": "test", "n": 50, **lm}
+    about = {"version": 1.0, "shots": 5, "split": "test", "n": 50, "prompts": "p", **lm}
     for subject in ("anatomy", "law"):
         task = {
             "metrics": {"acc,none": right.mean()},
             "items": {"acc,none": {str(i): v for i, v in enumerate(right)}},
             **about,
         }
-        told = {"lm_eval": "0.4.13", "settings": {}, "tasks": {f"mmlu_{subject}": task}}
+        told = {"settings": {"lm-eval": "0.4.13"}, "tasks": {f"mmlu_{subject}": task}}
         write_json(folder / "lm" / place / f"mmlu_{subject}.json", told)
     return folder
 
@@ -145,6 +145,7 @@ def test_what_differs_is_named(folder, tmp_path):
     refused("S: data d1 in base, d2 in gem", sts_data="d2")
     refused("mmlu_anatomy: version 1.0 in base, 2.0 in gem", version=2.0)
     refused("mmlu_law: questions 50 in base, 9 in gem", n=9)
+    refused("mmlu_law: prompts p in base, other in gem", prompts="other")
     place = tmp_path / "results" / "local__gem" / ("a" * 20)
     told = json.loads((place / "A.json").read_text())
     told["scores"]["dev"] = told["scores"].pop("test")

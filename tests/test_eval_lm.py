@@ -75,6 +75,20 @@ def test_what_is_there_stays_and_other_settings_are_refused(here, tasks, tmp_pat
         eval_lm.run(scorer(here, tasks), units, tmp_path)
 
 
+def test_a_result_of_data_that_changed_is_refused(here, tasks, tmp_path):
+    units = eval_lm.select(tasks, ["small_choice"], None)
+    eval_lm.run(scorer(here, tasks, limit=5), units, tmp_path)
+    path = here / "yaml" / "test.jsonl"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("the", "The"))
+        units = eval_lm.select(tasks, ["small_choice"], None)
+        with pytest.raises(InputError, match=r"was made with task and data \w{20} instead of"):
+            eval_lm.run(scorer(here, tasks, limit=5), units, tmp_path)
+    finally:
+        path.write_text(before)
+
+
 def test_mmlu_is_five_shots_and_each_subject_weighs_the_same(here, tasks, tmp_path):
     assert len(eval_lm.subjects(tasks)) == 57
     names = eval_lm.subjects(tasks, SUBJECTS)

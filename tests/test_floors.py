@@ -22,8 +22,14 @@ FLOORS = {
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.
 LIBRARIES = {
-    **{"torch": 1, "deepspeed": 1, "safetensors": 1, "transformers": 2, "peft": 2},
-    **{"mteb": 3, "lm_eval": 3, "sentence_transformers": 3},
+    "torch": 1,
+    "deepspeed": 1,
+    "safetensors": 1,
+    "transformers": 2,
+    "peft": 2,
+    "mteb": 3,
+    "lm_eval": 3,
+    "sentence_transformers": 3,
 }
 # Registering a function with Transformers is all that `attention` wants of it.
 EXCEPTIONS = {"attention": {"transformers"}}
