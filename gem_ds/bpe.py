@@ -17,16 +17,18 @@ BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 N_BYTES = 256
 
 
-def texts_in(names: Sequence[str]) -> Iterator[str]:
-    """The texts of corpus files, of every format that sharding reads; empty ones are left out.
+def texts_in(names: Sequence[str], field: str = "text") -> Iterator[str]:
+    """The `field` of all records of corpus files, of every format that sharding reads.
+
+    Empty ones are left out.
 
     Raises `InputError` naming a record that cannot be read.
     """
     found = inputs.find(names)
-    for block in sources.blocks(found, sources.whole(found), lambda _: ["text"]):
+    for block in sources.blocks(found, sources.whole(found), lambda _: [field]):
         for record in block.records:
             try:
-                yield record.text("text")
+                yield record.text(field)
             except Skip as skip:
                 if str(skip) != EMPTY:
                     where = f"{found[block.part].path}, line {record.line}"

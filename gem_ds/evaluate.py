@@ -156,6 +156,25 @@ def reconstruction(
     writes `n_tokens` tokens greedily from those (paper, Appendix B); counted are the places that
     hold the text's own token. Longer texts are cut. Raises `InputError` for a shorter one.
     """
+    about = (vocab, summary_tokens, texts, n_tokens, summary_attention)
+    own_NT, written_NT = written_back(lm, lm, *about)
+    return float((written_NT == own_NT).mean())
+
+
+def written_back(
+    reader: Any,
+    writer: Any,
+    vocab: Vocabulary,
+    summary_tokens: Sequence[int],
+    texts: Sequence[str],
+    n_tokens: int,
+    summary_attention: SummaryAttention = "isolated",
+) -> tuple[Ids, Ids]:
+    """(N, n_tokens) the tokens of texts, and what `reconstruction` compares with them.
+
+    `reader` computes the summary tokens and has the adapter of a model that was trained with one;
+    `writer` is the same model without it. They can be one if there is none.
+    """
     encoded = tokenization.encode(vocab, texts)
     for i, ids in enumerate(encoded, start=1):
         if len(ids) < n_tokens:
@@ -163,8 +182,8 @@ def reconstruction(
     summary = np.asarray(summary_tokens, dtype=np.int32)
     cut = [ids[:n_tokens] for ids in encoded]
     documents = [np.concatenate([_head(vocab), ids, summary]) for ids in cut]
-    memories = compress(lm, documents, len(summary), summary_attention)
-    return float((continue_greedily(lm, memories, n_tokens) == np.stack(cut)).mean())
+    memories = compress(reader, documents, len(summary), summary_attention)
+    return np.stack(cut), continue_greedily(writer, memories, n_tokens)
 
 
 def spearman(a_N: npt.ArrayLike, b_N: npt.ArrayLike) -> float:

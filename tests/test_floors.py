@@ -21,11 +21,21 @@ FLOORS = {
     2: """adapter_files adapters model frozen merge gem_config gem_embedding export_weights
           export_embed model_card export encode memories memory_files decoding identity
           inference embed_files""",
-    3: """assemble build rehearsal engine evaluate""",
+    3: """assemble build rehearsal engine evaluate eval_results eval_data eval_tasks eval_items
+          eval_mteb eval_lm eval_reconstruct eval_scores eval_compare""",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.
-LIBRARIES = {"torch": 1, "deepspeed": 1, "safetensors": 1, "transformers": 2, "peft": 2, "mteb": 3}
+LIBRARIES = {
+    "torch": 1,
+    "deepspeed": 1,
+    "safetensors": 1,
+    "transformers": 2,
+    "peft": 2,
+    "mteb": 3,
+    "lm_eval": 3,
+    "sentence_transformers": 3,
+}
 # Registering a function with Transformers is all that `attention` wants of it.
 EXCEPTIONS = {"attention": {"transformers"}}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
