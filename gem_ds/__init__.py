@@ -1,3 +1,23 @@
 """gem_ds: decoder-only language models that both embed and generate (GEM, arXiv 2506.04344)."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gem_ds.inference import GemModel as GemModel
+    from gem_ds.memory_files import Memory as Memory
+
 __version__ = "0.1.0"
+__all__ = ["GemModel", "Memory", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, loaded when it is asked for."""
+    if name == "GemModel":
+        from gem_ds.inference import GemModel
+
+        return GemModel
+    if name == "Memory":
+        from gem_ds.memory_files import Memory
+
+        return Memory
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gem_ds.adapter_files import NAME, lora_config
@@ -108,20 +108,18 @@ def switch(lm: Any) -> None:
         variant.follow(layer)
 
 
-def load(model: Path, adapter: Path, dtype: torch.dtype | str) -> Any:
-    """The backbone of an exported model with its adapter on at summary positions.
+def put_on(lm: Any, adapter: Path) -> None:
+    """Put the adapter of an export on its model, on at summary positions.
 
     Raises `InputError` where the adapter's folder is missing.
     """
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(
-            f"{model} embeds with an adapter, but there is none in {adapter}; "
+            f"this model embeds with an adapter, but there is none in {adapter}; "
             "put the folder adapter/ of the same export beside model/"
         )
-    lm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    lm = PeftModel.from_pretrained(lm, str(adapter), autocast_adapter_dtype=False).get_base_model()
+    PeftModel.from_pretrained(lm, str(adapter), autocast_adapter_dtype=False)
     switch(lm)
-    return lm.base_model
 
 
 def _decoder_layers(lm: Any) -> list[nn.Module]:

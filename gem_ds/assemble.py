@@ -20,7 +20,7 @@ def dtype_of(ds_config: dict[str, Any]) -> torch.dtype:
 
 
 def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest) -> Any:
-    """The DeepSpeed engine around a `model.GemModel`."""
+    """The DeepSpeed engine around a `model.TrainingModel`."""
     if ds_config.get("fp16", {}).get("enabled"):
         raise InputError(f"{config.deepspeed} enables fp16; use bf16, or neither for fp32")
     base = _build_base(config, ds_config, manifest) if config.kl_to_base else None
@@ -40,7 +40,7 @@ def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manif
         dtype=dtype_of(ds_config),
     )
     rows = _freeze(config, lm, manifest) if config.adapter != "none" else None
-    gem = model.GemModel(lm, _contrastive_options(config, lm, manifest), base, rows)
+    gem = model.TrainingModel(lm, _contrastive_options(config, lm, manifest), base, rows)
     optimizer = torch.optim.AdamW(
         model.parameter_groups(gem, config.weight_decay),
         lr=0.0,  # each step sets its own

@@ -21,7 +21,7 @@ STATE = "gem.json"
 LATEST = "latest"
 RECORD = "record"  # in the state: what a run need not agree with
 _FILES, _DIGEST = "files", "sha256"
-_PREFIX = "lm."  # of the language model's parameters in `model.GemModel`
+_PREFIX = "lm."  # of the language model's parameters in `model.TrainingModel`
 ROWS = "summary_rows.weight"  # the summary tokens' own there, where the base is frozen
 
 

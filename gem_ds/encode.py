@@ -19,15 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
-from gem_ds import adapter_files, attention, layout, tokenization
+from gem_ds import adapter_files, attention, layout, quantization, tokenization
 from gem_ds.attention import Backend, Choice
 from gem_ds.contrastive import Aggregation, aggregate
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
-from gem_ds.gem_config import read_gem_config
+from gem_ds.gem_config import GemConfig, find_export, read_gem_config
 from gem_ds.layout import Bounds
+from gem_ds.long_texts import LongTexts, Read, head, read
+from gem_ds.quantization import Precision
 from gem_ds.segments import SummaryAttention
 from gem_ds.tokenization import Ids, Vocabulary
 
@@ -80,6 +82,26 @@ def longest_document(config: Any) -> int:
     return int(config.get_text_config().max_position_embeddings)
 
 
+def load(
+    auto_class: Any,
+    folder: Path,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Any:
+    """The model in the folder ``model/``, ready to compute; see `Encoder.from_pretrained`."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
+    return auto_class.from_pretrained(folder, dtype=dtype or "auto").to(device).eval()
+
+
+def put_on_adapter(model: Any, folder: Path) -> None:
+    """Put the adapter beside ``model/`` on that model (`adapters.put_on`)."""
+    from gem_ds import adapters  # peft takes seconds to import
+
+    adapters.put_on(model, folder.parent / adapter_files.FOLDER)
+
+
 class Encoder:
     """Turns texts into unit vectors, made of the last hidden states at the summary tokens.
 
@@ -107,36 +129,36 @@ class Encoder:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        name: str | Path,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         attention: Choice = "auto",
     ) -> "Encoder":
-        """Load an export folder or the `model/` in it.
+        """Load an export (`gem_config.find_export`), without the head that generates.
 
         Without `device` the GPU is taken if there is one; without `dtype` a GPU computes in the
-        weights' own and a CPU in float32. Raises `InputError` for a folder that is no export.
+        weights' own and a CPU in float32. Raises `InputError` for what is no export.
         """
-        folder = Path(folder)
-        if (folder / "model").is_dir():
-            folder = folder / "model"
+        folder = find_export(name)
         gem = read_gem_config(folder)
+        if gem.adapter:  # its file names what is in the whole model
+            lm = load(AutoModelForCausalLM, folder, device, dtype)
+            put_on_adapter(lm, folder)
+            backbone = lm.base_model
+        else:
+            backbone = load(AutoModel, folder, device, dtype)
+        return cls.of_export(backbone, tokenization.load(folder), gem, attention)
+
+    @classmethod
+    def of_export(
+        cls, backbone: Any, vocab: Vocabulary, gem: GemConfig, attention: Choice = "auto"
+    ) -> "Encoder":
+        """The encoder of an exported model. Raises `InputError` if it has no summary tokens."""
         if not gem.summary_tokens:
             raise InputError(
-                f"{folder} was trained without summary tokens, so it cannot embed; train it on "
-                "shards with --kinds plain=0.8,continuation=0.2"
+                f"{vocab.source} was trained without summary tokens, so it cannot embed; train it "
+                "on shards with --kinds plain=0.8,continuation=0.2"
             )
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if dtype is None and device.type == "cpu":
-            dtype = torch.float32
-        if gem.adapter:
-            from gem_ds import adapters  # peft takes seconds to import
-
-            backbone = adapters.load(folder, folder.parent / adapter_files.FOLDER, dtype or "auto")
-        else:
-            backbone = AutoModel.from_pretrained(folder, dtype=dtype or "auto")
-        backbone = backbone.to(device)
-        vocab = tokenization.load(folder)
         return cls(
             *(backbone, vocab, gem.summary_tokens),
             *(gem.summary_attention, attention, gem.aggregation),
@@ -148,6 +170,12 @@ class Encoder:
         hidden_size = int(self.backbone.config.get_text_config().hidden_size)
         return hidden_size * (len(self.summary_tokens) if self.aggregation == "concat" else 1)
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that a text may have, beside the bos token and the summary tokens."""
+        around = len(head(self.vocab)) + len(self.summary_tokens)
+        return longest_document(self.backbone.config) - around
+
     def encode(
         self,
         texts: Sequence[str],
@@ -155,58 +183,60 @@ class Encoder:
         max_length: int | None = None,
         show_progress: bool = False,
         truncate_dim: int | None = None,
-    ) -> Vectors:
-        """(N, C) float32, one unit vector a text, whatever the others are and their order.
+        prompt: str | None = None,
+        normalize: bool = True,
+        precision: Precision = "float32",
+        long_texts: LongTexts = "cut",
+    ) -> npt.NDArray[Any]:
+        """(N, C), one unit vector a text, whatever the others are and their order.
 
         With `truncate_dim` it is the unit vector of so many first dimensions (a model trained with
-        ``--matryoshka`` says which are good).
+        ``--matryoshka`` says which are good); without `normalize` it has the length that the model
+        gave it. `precision` is one of `quantization.quantize`. `prompt` is put before each text.
 
         Text that spells a control token is text. A text of more than `max_length` tokens (the
-        model's own maximum without it), control tokens included, is cut at its end, which is said
-        once on stderr. Raises `InputError` for a text of no tokens if the model has no bos token.
+        model's own maximum without it), control tokens included, is long. With ``cut`` its end is
+        left out, which is said once on stderr. With ``windows`` it is read in as few parts of equal
+        length as fit, each with the prompt before it, and its vector is the mean of theirs,
+        weighted by their tokens.
+
+        Raises `InputError` for a text that is not valid Unicode, or of no tokens if the model has
+        no bos token.
         """
-        documents = self._documents(texts, max_length)
+        quantization.check(precision)
         size = self.width if truncate_dim is None else truncate_dim
         if not 0 < size <= self.width:
             raise InputError(f"an embedding has {self.width} dimensions, not {size}; ask for fewer")
-        vectors_NC = np.empty((len(texts), size), dtype=np.float32)
-        lengths = [len(document) for document in documents]
-        bar = tqdm(total=len(texts), unit="text", disable=not show_progress)
-        for batch in batches(lengths, batch_tokens):
-            whole_NC = self._embed([documents[i] for i in batch])
-            vectors_NC[batch] = F.normalize(whole_NC[:, :size], dim=-1).cpu().numpy()
+        if batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens}, it must be at least 1")
+        read = self._read(texts, max_length, prompt or "", long_texts)
+        raw_DC = np.empty((len(read.documents), size), dtype=np.float32)
+        bar = tqdm(total=len(raw_DC), unit="text", disable=not show_progress)
+        for batch in batches([len(document) for document in read.documents], batch_tokens):
+            whole_BC = self._embed([read.documents[i] for i in batch])
+            raw_DC[batch] = whole_BC[:, :size].cpu().numpy()
             bar.update(len(batch))
         bar.close()
-        return vectors_NC
+        vectors_NC = np.zeros((len(texts), size), dtype=np.float32)
+        np.add.at(vectors_NC, read.owners_D, raw_DC * read.shares_D[:, None])
+        if normalize:
+            vectors_NC = F.normalize(torch.from_numpy(vectors_NC), dim=-1).numpy()
+        return quantization.quantize(vectors_NC, precision)
 
-    def _documents(self, texts: Sequence[str], max_length: int | None) -> list[Ids]:
-        """``bos text summary`` of each text."""
+    def _read(
+        self, texts: Sequence[str], max_length: int | None, prompt: str, long_texts: LongTexts
+    ) -> Read:
         limit = longest_document(self.backbone.config)
-        if max_length is not None and not len(self.summary_tokens) + 2 <= max_length <= limit:
+        least = len(head(self.vocab)) + len(self.summary_tokens) + 1
+        if max_length is not None and not least <= max_length <= limit:
             raise InputError(
-                f"max length {max_length} must be between {len(self.summary_tokens) + 2} and "
+                f"max length {max_length} must be between {least} and "
                 f"{limit}, the longest text of this model"
             )
-        bos = [] if self.vocab.bos_token_id is None else [self.vocab.bos_token_id]
-        head = np.array(bos, dtype=np.int32)
-        room = (max_length or limit) - len(head) - len(self.summary_tokens)
-        documents = []
-        n_cut = 0
-        for i, ids in enumerate(tokenization.encode(self.vocab, texts), start=1):
-            if not len(head) + len(ids):
-                raise InputError(
-                    f"text {i} is empty, and this model has no bos token to embed in its place; "
-                    "remove it"
-                )
-            n_cut += len(ids) > room
-            documents.append(np.concatenate([head, ids[:room], self.summary_tokens]))
-        if n_cut:
-            print(
-                f"{n_cut} of {len(texts)} texts are longer than {max_length or limit} tokens and "
-                "were cut there",
-                file=sys.stderr,
-            )
-        return documents
+        return read(
+            *(self.vocab, texts, self.summary_tokens),
+            *(max_length or limit, prompt, long_texts),
+        )
 
     @torch.inference_mode()
     def _embed(self, documents: Sequence[Ids]) -> Tensor:

@@ -1,6 +1,7 @@
-"""What ``gem_config.json`` in a model folder says, beside the Transformers config."""
+"""Where an exported model is, and what its ``gem_config.json`` says beside Transformers' config."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +11,7 @@ from gem_ds.errors import InputError
 from gem_ds.segments import SummaryAttention
 
 GEM_CONFIG = "gem_config.json"
+REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,31 @@ class GemConfig:
     dimensions: tuple[int, ...] = ()
     base_share: float = 0.0
     adapter: bool = False
+
+
+def find_export(name: str | Path) -> Path:
+    """The ``model/`` of an export: of its folder, of that folder itself, or of a hub repository.
+
+    A repository, ``owner/name``, is downloaded into the hub's cache, without ``model-embed/``.
+    Raises `InputError` if there is neither such a folder nor such a repository.
+    """
+    folder = Path(name)
+    if not folder.is_dir() and REPOSITORY.fullmatch(str(name)):
+        folder = _download(str(name))
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["model-embed/*"]))
+    except Exception as error:  # offline, unknown, private: the hub has a dozen classes for these
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{name} is neither a folder here nor to be had from the hub ({reason}); "
+            "give what launch/export.py wrote"
+        ) from error
 
 
 def read_gem_config(folder: Path) -> GemConfig:

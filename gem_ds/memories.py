@@ -9,6 +9,7 @@ as a suffix does in training. A sliding window reaches as far back in either.
 Shapes: D documents, N heads of keys, k summary tokens, H head size, T tokens in the stream.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def compress(
         recording = {"use_cache": True, "past_key_values": cache}
         output = lm(**{**arguments, **recording}, logits_to_keep=index_Dk[:, -1])
         kept = [x[0][:, index_Dk].transpose(0, 1) for x in _recorded(lm, cache)]
-        parts.append([*kept, output.logits[0].argmax(-1)])
+        parts.append([*kept, likeliest(lm, output.logits[0])])
         order += batch
     back = torch.from_numpy(np.argsort(order)).to(lm.device)
     *kept, next_tokens_D = (torch.cat(x)[back] for x in zip(*parts, strict=True))
@@ -103,10 +104,18 @@ def continue_greedily(lm: Any, memories: Memories, n: int) -> Ids:
                 past_key_values=cache,
                 use_cache=True,
             ).logits[:, -1]
-            tokens_D = logits_DV.argmax(-1)
+            tokens_D = likeliest(lm, logits_DV)
             written.append(tokens_D)
     ids: Ids = torch.stack(written, 1).cpu().numpy().astype(np.int32)
     return ids
+
+
+def likeliest(lm: Any, logits_DV: Tensor) -> Tensor:
+    """(D,) the likeliest tokens of those that the model may write (``suppress_tokens``)."""
+    suppressed = lm.generation_config.suppress_tokens or []
+    return logits_DV.index_fill(
+        -1, torch.tensor(suppressed).long().to(lm.device), -math.inf
+    ).argmax(-1)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class SummaryRows(nn.Embedding):
         return hidden_1TC.index_copy(1, summary_Gk.flatten(), rows_NC[None])
 
 
-class GemModel(nn.Module):
+class TrainingModel(nn.Module):
     """The language model `lm` and the contrastive loss's learnable temperature.
 
     `base` is what `lm` is held to, if anything; its parameters are none of this module's. Where the

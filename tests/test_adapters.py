@@ -144,7 +144,7 @@ def test_adapters_are_a_function_of_the_seed_in_the_bases_dtype():
 
 def test_only_what_is_trained_goes_to_the_optimizer():
     lm = adapted()
-    gem = model.GemModel(lm, summary_rows=model.summary_rows(lm, [SUMMARY]))
+    gem = model.TrainingModel(lm, summary_rows=model.summary_rows(lm, [SUMMARY]))
     names = {id(p): name for name, p in gem.named_parameters()}
     decayed, others = (
         {names[id(p)] for p in group["params"]} for group in model.parameter_groups(gem, 0.1)
@@ -223,7 +223,9 @@ def test_the_encoder_agrees_with_stock_peft(exported):
     assert (vectors == again).all()
     off = []
     for text, vector in zip(TEXTS, vectors, strict=True):
-        ids = torch.tensor(encoder._documents([text], None)[0].astype("int64"))[None]
+        ids = torch.tensor(encoder._read([text], None, "", "cut").documents[0].astype("int64"))[
+            None
+        ]
         with torch.inference_mode():
             on = stock(ids, output_hidden_states=True).hidden_states[-1][0, -1]
             with stock.disable_adapter():

@@ -12,10 +12,11 @@ FLOORS = {
     0: """errors files layout draws records stores inputs tables sources tokenization sentences
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments positives
-          recipes config ds_json corpus bpe lock ranks stopping watchdog""",
+          recipes config ds_json corpus bpe lock ranks stopping watchdog long_texts quantization""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           reference prefill batches data checkpoint saving elastic health record run_folder""",
-    2: "adapter_files adapters model frozen merge gem_config export encode memories",
+    2: """adapter_files adapters model frozen merge gem_config export encode memories memory_files
+          decoding inference""",
     3: "assemble build rehearsal engine evaluate",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

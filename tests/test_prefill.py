@@ -39,7 +39,7 @@ def adapted(family="llama"):
     adapters.inject(lm, "summary", 4, 8.0, SUMMARY_TOKENS, 0)
     random_b(lm)
     options = ContrastiveOptions(aggregation="concat", negatives="all")
-    return model.GemModel(lm, options, None, model.summary_rows(lm, SUMMARY_TOKENS))
+    return model.TrainingModel(lm, options, None, model.summary_rows(lm, SUMMARY_TOKENS))
 
 
 def losses_and_gradients(gem, batch):

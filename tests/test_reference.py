@@ -107,7 +107,7 @@ def test_kl_equals_a_dense_computation_in_value_and_gradient(family, rows, monke
     base, trained = models(family)
     batch = batch_of(rows)
     assert batch.reference.n_chunks == 5
-    gem = model.GemModel(trained, base=Held(base))
+    gem = model.TrainingModel(trained, base=Held(base))
     kl = gem(batch).kl
     kl.backward()
     got = {name: p.grad for name, p in trained.named_parameters()}
@@ -135,7 +135,7 @@ def test_kl_equals_a_dense_computation_in_value_and_gradient(family, rows, monke
 def test_a_model_is_at_no_distance_from_itself(rows):
     base, _ = models("llama")
     batch = batch_of(rows)
-    gem = model.GemModel(copy.deepcopy(base), base=Held(base))
+    gem = model.TrainingModel(copy.deepcopy(base), base=Held(base))
     kl = gem(batch).kl
     kl.backward()
     n = len(batch.reference.index)
@@ -145,7 +145,7 @@ def test_a_model_is_at_no_distance_from_itself(rows):
 
 def test_without_a_base_nothing_of_it_is_computed(rows):
     lm, _ = models("llama")
-    out = model.GemModel(lm)(batch_of(rows, capacity=0))
+    out = model.TrainingModel(lm)(batch_of(rows, capacity=0))
     assert out.kl == 0
     assert out.kl.grad_fn is None
 

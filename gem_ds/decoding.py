@@ -1,0 +1,133 @@
+"""Writing text token by token with a Transformers causal language model.
+
+A loop of our own, since what is read may be memories, whose tokens stand at other positions than
+their places in the cache, and since a stream of text must be free to wait between two tokens.
+Which tokens may be written, and how they are drawn, is Transformers' own.
+
+Shapes: T tokens of a prompt, V vocabulary.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers.decoders import DecodeStream
+from transformers import (
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from gem_ds.errors import InputError
+from gem_ds.tokenization import Ids, Vocabulary
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: the likeliest at `temperature` 0, else drawn.
+
+    Drawn is from the likeliest tokens that together have the probability `top_p`; the same `seed`
+    on the same machine gives the same text. Raises `InputError` for what cannot be.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise InputError(f"temperature is {self.temperature}, it must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}, it must be above 0 and at most 1")
+
+    def processors(self, lm: Any) -> LogitsProcessorList:
+        """What is done to logits before a token is chosen."""
+        found = LogitsProcessorList()
+        if suppressed := lm.generation_config.suppress_tokens:
+            found.append(SuppressTokensLogitsProcessor(suppressed, device=lm.device))
+        if self.temperature:
+            found.append(TemperatureLogitsWarper(float(self.temperature)))
+            if self.top_p < 1:
+                found.append(TopPLogitsWarper(self.top_p))
+        return found
+
+
+def end_tokens(lm: Any, vocab: Vocabulary) -> set[int]:
+    """What ends a text: the tokenizer's eos token, and those that the model's generation config
+    names."""
+    named = lm.generation_config.eos_token_id
+    ends = {*(named if isinstance(named, list) else [named]), vocab.eos_token_id}
+    return {int(token) for token in ends if token is not None}
+
+
+@torch.inference_mode()
+def tokens(
+    lm: Any, prompt: Ids, cache: Any, position: int, n: int, sampling: Sampling
+) -> Iterator[int]:
+    """At most `n` tokens that follow the prompt (T,), whose first token stands at `position`.
+
+    `cache` holds what the prompt attends beside itself, and is written in. An end token is
+    yielded like any other.
+    """
+    processors = sampling.processors(lm)
+    generator = torch.Generator(lm.device)
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed)
+    ids_1T = torch.from_numpy(prompt).long().to(lm.device)[None]
+    for _ in range(n):
+        places = torch.arange(position, position + ids_1T.shape[1], device=lm.device)[None]
+        reading = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        logits_1V = lm(input_ids=ids_1T, position_ids=places, **reading).logits[:, -1].float()
+        scores_1V = processors(ids_1T, logits_1V)
+        if sampling.temperature:
+            token = torch.multinomial(scores_1V.softmax(-1), 1, generator=generator)
+        else:
+            token = scores_1V.argmax(-1, keepdim=True)
+        position += ids_1T.shape[1]
+        ids_1T = token
+        yield int(token)
+
+
+def pieces(vocab: Vocabulary, before: Ids, written: Iterable[int], ends: set[int]) -> Iterator[str]:
+    """The text of tokens behind those of `before`, as soon as it is whole characters.
+
+    An end token ends it and is not shown, nor is any other control token, nor a character that
+    the text ends in the middle of.
+    """
+    stream = DecodeStream(ids=before.tolist(), skip_special_tokens=True)
+    for token in written:
+        if token in ends:
+            return
+        piece = stream.step(vocab.backend, token)
+        if piece:
+            yield piece
+
+
+def until(stop: Sequence[str], text: Iterable[str]) -> Iterator[str]:
+    """The text before the first of the stop strings; what may be the beginning of one waits."""
+    if not all(stop):
+        raise InputError("a stop string is empty; leave it out")
+    waiting = ""
+    for piece in text:
+        waiting += piece
+        found = [at for at in (waiting.find(s) for s in stop) if at >= 0]
+        if found:
+            if min(found):
+                yield waiting[: min(found)]
+            return
+        keep = max((_overlap(waiting, s) for s in stop), default=0)
+        if len(waiting) > keep:
+            yield waiting[: len(waiting) - keep]
+            waiting = waiting[len(waiting) - keep :]
+    if waiting:
+        yield waiting
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many of the last characters of a text may be the first of a stop string."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
