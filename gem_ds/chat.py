@@ -130,7 +130,10 @@ class Chat:
         text = self._render([self._swapped(message) for message in messages], answering=True)
         if len(text) > LONGEST:
             raise Skip(TOO_LONG)
-        return self.id_of[self.backend.encode(self._swapped(text), add_special_tokens=False).ids]
+        ids: Ids = self.id_of[
+            self.backend.encode(self._swapped(text), add_special_tokens=False).ids
+        ]
+        return ids
 
     def _render(self, messages: list[dict[str, Any]], answering: bool = False) -> str:
         # Transformers' own rendering; it loads in a second, and loads no torch.

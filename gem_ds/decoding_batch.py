@@ -6,8 +6,8 @@ Texts come and go between steps. Their first tokens go through the model as a st
 documents. Transformers' caches are for batches that begin and end together. Which token follows is
 the business of `decoding`, which text is next that of `serving_batches`.
 
-Shapes: B texts, R rows of the cache, L places in a row, T tokens in the stream, N heads, G key-value
-heads, H head size, V vocabulary.
+Shapes: B texts, R rows of the cache, L places in a row, T tokens in the stream, N heads, G heads of
+keys and values, H head size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -158,9 +158,9 @@ class _Step:
         if window:
             mask_BL &= self.places_L > self.at_B[:, None] - window
         # The heads that share keys are the queries of these, so that no key is copied for them.
-        q_BGQH = q.transpose(0, 1).unflatten(1, (n_groups, -1))
+        q_BGQH = q.transpose(0, 1).reshape(n_texts, n_groups, -1, q.shape[2])
         if sinks is not None:
-            sinks = sinks.unflatten(0, (n_groups, -1))[..., None]
+            sinks = sinks.view(n_groups, -1, 1)
         out = weighted(q_BGQH, keys, values, mask_BL[:, None, None], scale, cap, sinks)
         return out.flatten(1, 2)
 

@@ -41,9 +41,7 @@ TIMEOUT = "timeout"
 class Server:
     """Answers requests with what `worker` does."""
 
-    def __init__(
-        self, worker: Worker, inputs: Inputs, config: ServeConfig, started: int
-    ) -> None:
+    def __init__(self, worker: Worker, inputs: Inputs, config: ServeConfig, started: int) -> None:
         self.worker, self.inputs, self.config, self.started = worker, inputs, config, started
         self.name = config.served_name
 
@@ -78,7 +76,7 @@ class Server:
     def _embedded(self, call: EmbeddingRequest, vectors_NC: Vectors, n_tokens: int) -> Response:
         vectors_NC = np.ascontiguousarray(vectors_NC[:, : call.dimensions])
         vectors_NC /= np.linalg.norm(vectors_NC, axis=1, keepdims=True)
-        shown: Sequence[Any] = vectors_NC
+        shown: list[Any] = list(vectors_NC)
         if call.encoding_format == "base64":
             shown = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in vectors_NC]
         data = [
@@ -102,7 +100,7 @@ class Server:
         deadline = _Deadline(self.config)
         async with deadline:
             body = await read_body(request, self.config)
-            call: CompletionRequest | ChatRequest = await asyncio.to_thread(parse, kind, body)
+            call = await asyncio.to_thread(lambda: parse(kind, body))
             self._check_name(call.model)
             if isinstance(call, ChatRequest):
                 prompts = await asyncio.to_thread(self.inputs.chat, call)
@@ -161,12 +159,12 @@ class Server:
         try:
             async with deadline.again():
                 for job in jobs if form.chat else ():
-                    yield _event({**form.piece(job.index, "", None, first=True), **more})
+                    yield _event({**form.piece(job.choice, "", None, first=True), **more})
                 while unfinished:
                     piece: Piece = await ticket.next()
                     unfinished -= piece.reason is not None
-                    written[piece.index] = piece.tokens
-                    yield _event({**form.piece(piece.index, piece.text, piece.reason), **more})
+                    written[piece.choice] = piece.tokens
+                    yield _event({**form.piece(piece.choice, piece.text, piece.reason), **more})
             if call.wants_usage:
                 yield _event(form.last(usage(n_prompt, sum(written))))
         except ApiError as error:
@@ -230,12 +228,13 @@ async def _unless_gone(request: Request, ticket: Ticket, answer: Any) -> Any:
 
 async def _collect(ticket: Ticket, n: int) -> list[tuple[str, str, int]]:
     """Of each of n texts the whole, why it ended, and its tokens."""
-    texts, ends = [""] * n, {}
+    texts = [""] * n
+    ends: dict[int, tuple[str, int]] = {}
     while len(ends) < n:
         piece: Piece = await ticket.next()
-        texts[piece.index] += piece.text
+        texts[piece.choice] += piece.text
         if piece.reason is not None:
-            ends[piece.index] = piece.reason, piece.tokens
+            ends[piece.choice] = piece.reason, piece.tokens
     return [(text, *ends[i]) for i, text in enumerate(texts)]
 
 
@@ -275,8 +274,6 @@ def application(
 
     @app.exception_handler(Exception)
     async def failed(*_: Any) -> Response:
-        return error_response(
-            ApiError(500, "the server failed; see its log", kind="server_error")
-        )
+        return error_response(ApiError(500, "the server failed; see its log", kind="server_error"))
 
     return Door(app, config, config.api_key(), metrics)

@@ -37,7 +37,7 @@ SHARED = 8  # where texts are being written, a stream of texts to embed is so ma
 class Piece(NamedTuple):
     """What has been written of a text since the last piece."""
 
-    index: int  # which of the request's texts
+    choice: int  # which of the request's texts
     text: str
     tokens: int  # written in all so far
     reason: str | None  # why it ended, if it did: ``stop`` or ``length``
@@ -78,13 +78,13 @@ class ToEmbed:
 
 @dataclass(eq=False)
 class ToWrite:
-    """One text to write behind a prompt, of the request's texts the one with this index."""
+    """One text to write behind a prompt, of the request's texts the one with this number."""
 
     prompt: Ids
     n_tokens: int
     sampling: Sampling
     stop: tuple[str, ...]
-    index: int
+    choice: int
     ticket: Ticket
     tokens: list[int] = field(default_factory=list)
 
@@ -110,7 +110,7 @@ class _Writer:
         if reason is not None:
             text += self.written.end()
         if text or reason:
-            self.job.ticket.push(Piece(self.job.index, text, len(self.job.tokens), reason))
+            self.job.ticket.push(Piece(self.job.choice, text, len(self.job.tokens), reason))
         return reason is not None
 
 
@@ -205,7 +205,9 @@ class Worker(threading.Thread):
             self.writers = []
             self.batch = DecodingBatch(self.batch.lm)
         for ticket in failed:
-            ticket.push(ApiError(500, "the model failed; see the server's log", kind="server_error"))
+            ticket.push(
+                ApiError(500, "the model failed; see the server's log", kind="server_error")
+            )
 
     def _embed(self) -> None:
         budget = self.config.max_batch_tokens // (SHARED if self._has(WRITE) else 1)
@@ -263,9 +265,7 @@ class Worker(threading.Thread):
     def _advance(self, first: int, logits: Tensor) -> None:
         """Give the writers from `first` on their next tokens."""
         done = [
-            i
-            for i, row in enumerate(logits, start=first)
-            if self.writers[i].take(row, self.ends)
+            i for i, row in enumerate(logits, start=first) if self.writers[i].take(row, self.ends)
         ]
         self._leave(done)
 

@@ -5,12 +5,14 @@ strictly: no number in quotes, nothing unknown, no NaN, no half of a surrogate p
 """
 
 import time
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MOST_CHOICES = 8
 MOST_STOPS = 4
+COLDEST = 0.001  # colder, logits divided by it may be no numbers
 INT64 = 2**63
 
 
@@ -32,27 +34,39 @@ class ApiError(Exception):
         }
 
 
-def _only(*neutral: Any) -> Any:
-    """A field that must be absent, or say what asks for nothing."""
-
-    def check(value: Any) -> Any:
-        if not any(type(value) is type(one) and value == one for one in (None, *neutral)):
-            raise ValueError("this server does not have it; leave it out")
-        return value
-
-    return Annotated[Any, AfterValidator(check)]
-
+# What requests may only leave out, or give with one of these values, which ask for nothing.
+Without = Mapping[str, tuple[Any, ...]]
+NOT_HAD = "this server does not have it; leave it out"
+NOT_WRITING: Without = {
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
+    "logit_bias": ({},),
+}
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class _Request(BaseModel):
+class _Object(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
+    without: ClassVar[Without] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for name, neutral in cls.without.items():
+            value = given.get(name)
+            if not any(type(value) is type(one) and value == one for one in (None, *neutral)):
+                raise ApiError(400, f"{name}: {NOT_HAD}", name)
+        return {name: value for name, value in given.items() if name not in cls.without}
+
+
+class _Request(_Object):
     model: str
-    user: str | None = None  # for the server's logs with others; here it changes nothing
+    user: str | None = None  # for the provider's records with others; here it changes nothing
 
 
 class EmbeddingRequest(_Request):
@@ -63,13 +77,15 @@ class EmbeddingRequest(_Request):
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
 
-class StreamOptions(_Request):
-    model: Any = None
+class StreamOptions(_Object):
+    """What a stream has beside its texts."""
+
+    without = {"include_obfuscation": (False,)}
     include_usage: bool = False
-    include_obfuscation: _only(False) = None
 
 
 class _Writing(_Request):
+    without = NOT_WRITING
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -78,14 +94,13 @@ class _Writing(_Request):
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: _only(0, 0.0) = None
-    frequency_penalty: _only(0, 0.0) = None
-    logit_bias: _only({}) = None
 
     @model_validator(mode="after")
     def _agree(self) -> "_Writing":
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is for stream: true alone")
+        if self.temperature and self.temperature < COLDEST:
+            raise ValueError(f"temperature must be 0, or {COLDEST:g} or more")
         if isinstance(self.stop, str) and not 0 < len(self.stop) <= 256:
             raise ValueError("stop must have 1 to 256 characters")
         if isinstance(self.stop, list) and len(self.stop) > MOST_STOPS:
@@ -106,33 +121,32 @@ class _Writing(_Request):
 class CompletionRequest(_Writing):
     """A prompt, or several, or their tokens, to go on with."""
 
+    without = {
+        **NOT_WRITING,
+        "echo": (False,),
+        "logprobs": (),
+        "suffix": ("",),
+        "best_of": (1,),
+    }
     prompt: Any
-    echo: _only(False) = None
-    logprobs: _only() = None
-    suffix: _only("") = None
-    best_of: _only(1) = None
 
 
-class TextPart(BaseModel):
+class TextPart(_Object):
     """A piece of a message."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(_Object):
     """What somebody says in a chat."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+    without = {
+        **dict.fromkeys(("name", "function_call", "refusal", "audio"), ()),
+        **dict.fromkeys(("tool_calls", "annotations"), ([],)),
+    }
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
-    name: _only() = None
-    tool_calls: _only([]) = None
-    function_call: _only() = None
-    refusal: _only() = None
-    audio: _only() = None
-    annotations: _only([]) = None
 
     def plain(self) -> dict[str, str]:
         """Role and content as chat templates know them."""
@@ -145,21 +159,21 @@ class Message(BaseModel):
 class ChatRequest(_Writing):
     """Messages to answer."""
 
+    without = {
+        **NOT_WRITING,
+        **dict.fromkeys(("top_logprobs", "audio", "prediction", "reasoning_effort"), ()),
+        "logprobs": (False,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none",),
+        "parallel_tool_calls": (True, False),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "store": (False,),
+    }
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: _only(False) = None
-    top_logprobs: _only() = None
-    tools: _only([]) = None
-    tool_choice: _only("none", "auto") = None
-    functions: _only([]) = None
-    function_call: _only("none") = None
-    parallel_tool_calls: _only(True, False) = None
-    response_format: _only({"type": "text"}) = None
-    modalities: _only(["text"]) = None
-    audio: _only() = None
-    prediction: _only() = None
-    reasoning_effort: _only() = None
-    store: _only(False) = None
 
     @model_validator(mode="after")
     def _once(self) -> "ChatRequest":
@@ -168,10 +182,10 @@ class ChatRequest(_Writing):
         return self
 
 
-Request = TypeVar("Request", EmbeddingRequest, CompletionRequest, ChatRequest)
+Asked = TypeVar("Asked", bound=_Request)
 
 
-def parse(kind: type[Request], body: bytes) -> Request:
+def parse(kind: type[Asked], body: bytes) -> Asked:
     """The request that a body holds; raises `ApiError` with the first thing that is wrong."""
     try:
         return kind.model_validate_json(body)
@@ -180,7 +194,7 @@ def parse(kind: type[Request], body: bytes) -> Request:
     place = ".".join(map(str, first["loc"]))[:100]
     message = first["msg"].removeprefix("Value error, ")[:300]
     if first["type"] == "extra_forbidden":
-        message = "this server does not know it; leave it out"
+        message = NOT_HAD
     raise ApiError(400, f"{place}: {message}" if place else message, param=place or None)
 
 

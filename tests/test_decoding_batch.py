@@ -47,7 +47,9 @@ def test_whoever_comes_and_goes_the_logits_are_the_stock_models(family: str) -> 
             found[i].append(row)
 
     def step() -> None:
-        for i, row in zip(there, batch.step([int(found[i][-1].argmax()) for i in there]), strict=True):
+        for i, row in zip(
+            there, batch.step([int(found[i][-1].argmax()) for i in there]), strict=True
+        ):
             found[i].append(row)
 
     join(0, 1)
