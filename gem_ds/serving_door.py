@@ -15,6 +15,8 @@ from gem_ds.serving_metrics import Metrics
 from gem_ds.serving_schemas import ApiError
 
 GONE = 499  # nginx's, of a client that did not wait; only metrics see it
+TOO_LARGE = 413
+LINGER = 4  # times what a request may have, that is read of one that has more
 MINE = "/v1/"  # where the key is needed
 
 
@@ -78,26 +80,32 @@ class Door:
 
 def error_response(error: ApiError) -> JSONResponse:
     """An error as OpenAI's clients know it."""
-    return JSONResponse(error.body, error.status)
+    # Who sends too much may still be sending.
+    headers = {"connection": "close"} if error.status == TOO_LARGE else None
+    return JSONResponse(error.body, error.status, headers)
 
 
 async def read_body(request: Request, config: ServeConfig) -> bytes:
-    """A request's body. Raises `ApiError` as soon as it is too large."""
+    """A request's body.
+
+    Raises `ApiError` for one that is too large, when it has been read, since few clients look at an
+    answer before they have sent everything; or at once where it is far too large.
+    """
     most = int(config.max_body_mb * 1e6)
-    body = bytearray()
+    body, size = bytearray(), 0
     told = request.headers.get("content-length", "0")
-    if told.isdecimal() and int(told) > most:
-        raise _too_large(config)
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise _too_large(config)
-    return bytes(body)
-
-
-def _too_large(config: ServeConfig) -> ApiError:
-    return ApiError(
-        413, f"the request has more than {config.max_body_mb:g} MB; send several smaller ones"
+    if not (told.isdecimal() and int(told) > LINGER * most):
+        async for part in request.stream():
+            size += len(part)
+            if size <= most:
+                body += part
+            elif size > LINGER * most:
+                break
+        if size <= most:
+            return bytes(body)
+    raise ApiError(
+        TOO_LARGE,
+        f"the request has more than {config.max_body_mb:g} MB; send several smaller ones",
     )
 
 
