@@ -122,8 +122,6 @@ def pieces(vocab: Vocabulary, before: Ids, written: Iterable[int], ends: set[int
 
 def until(stop: Sequence[str], text: Iterable[str]) -> Iterator[str]:
     """The text before the first of the stop strings; what may be the beginning of one waits."""
-    if not all(stop):
-        raise InputError("a stop string is empty; leave it out")
     waiting = ""
     for piece in text:
         waiting += piece

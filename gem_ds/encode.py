@@ -7,8 +7,6 @@ trained. Loading a model folder and tokenizing are the business of `export` and 
 Shapes: T tokens in the stream, D documents, N texts, k summary tokens, C hidden size.
 """
 
-import io
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from gem_ds import adapter_files, attention, layout, quantization, tokenization
 from gem_ds.attention import Backend, Choice
 from gem_ds.contrastive import Aggregation, aggregate
 from gem_ds.errors import InputError
-from gem_ds.files import replacing
 from gem_ds.gem_config import GemConfig, find_export, read_gem_config
 from gem_ds.layout import Bounds
 from gem_ds.long_texts import LongTexts, Read, head, read
@@ -34,6 +31,7 @@ from gem_ds.segments import SummaryAttention
 from gem_ds.tokenization import Ids, Vocabulary
 
 Vectors = npt.NDArray[np.float32]
+CPU_TOKENS = 1024  # at once: what its caches hold; more is slower
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -83,16 +81,14 @@ def longest_document(config: Any) -> int:
 
 
 def load(
-    auto_class: Any,
-    folder: Path,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
+    folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Any:
-    """The model in the folder ``model/``, ready to compute; see `Encoder.from_pretrained`."""
+    """The language model in ``model/``, ready to compute; see `Encoder.from_pretrained`."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
-    return auto_class.from_pretrained(folder, dtype=dtype or "auto").to(device).eval()
+    lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+    return lm.to(device).eval()
 
 
 def put_on_adapter(model: Any, folder: Path) -> None:
@@ -141,13 +137,10 @@ class Encoder:
         """
         folder = find_export(name)
         gem = read_gem_config(folder)
-        if gem.adapter:  # its file names what is in the whole model
-            lm = load(AutoModelForCausalLM, folder, device, dtype)
+        lm = load(folder, device, dtype)
+        if gem.adapter:
             put_on_adapter(lm, folder)
-            backbone = lm.base_model
-        else:
-            backbone = load(AutoModel, folder, device, dtype)
-        return cls.of_export(backbone, tokenization.load(folder), gem, attention)
+        return cls.of_export(lm.base_model, tokenization.load(folder), gem, attention)
 
     @classmethod
     def of_export(
@@ -212,6 +205,8 @@ class Encoder:
         read = self._read(texts, max_length, prompt or "", long_texts)
         raw_DC = np.empty((len(read.documents), size), dtype=np.float32)
         bar = tqdm(total=len(raw_DC), unit="text", disable=not show_progress)
+        if self.backbone.device.type == "cpu":
+            batch_tokens = min(batch_tokens, CPU_TOKENS)
         for batch in batches([len(document) for document in read.documents], batch_tokens):
             whole_BC = self.embed([read.documents[i] for i in batch])
             raw_DC[batch] = whole_BC[:, :size].cpu().numpy()
@@ -252,34 +247,3 @@ class Encoder:
         hidden_TC = self.backbone(**arguments).last_hidden_state[0]
         index_Dk = torch.from_numpy(layout.summary_index(bounds_D4)).to(hidden_TC.device)
         return aggregate(hidden_TC[index_Dk], self.aggregation)
-
-
-def read_lines(path: str) -> list[str]:
-    """The lines of a UTF-8 file, ``-`` being standard input, without their ends.
-
-    Raises `InputError` naming a line that is not UTF-8, or if there are none.
-    """
-    name = "standard input" if path == "-" else path
-    texts = []
-    with sys.stdin.buffer if path == "-" else open(path, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                texts.append(line.rstrip(b"\r\n").decode())
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{name}, line {number}: not UTF-8 ({error}); convert or remove the line"
-                ) from None
-    if not texts:
-        raise InputError(f"{name} has no lines; give one text a line")
-    return texts
-
-
-def save(vectors_NC: Vectors, path: str) -> None:
-    """Write a .npy to standard output (``-``) or a file, which appears complete or not at all."""
-    buffer = io.BytesIO()  # numpy writes to no pipe
-    np.save(buffer, vectors_NC)
-    if path == "-":
-        sys.stdout.buffer.write(buffer.getbuffer())
-        return
-    with replacing(Path(path)) as partial:
-        partial.write_bytes(buffer.getbuffer())

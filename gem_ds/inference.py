@@ -8,8 +8,6 @@ Shapes: N texts, C hidden size, k summary tokens.
 """
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,19 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
-from gem_ds import adapter_files, decoding, encode, long_texts, memories, tokenization
+from gem_ds import decoding, encode, long_texts, memories, tokenization
 from gem_ds.decoding import Sampling
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
-from gem_ds.gem_config import GEM_CONFIG, GemConfig, find_export, read_gem_config
+from gem_ds.gem_config import GemConfig, find_export, read_gem_config
+from gem_ds.identity import fingerprint
 from gem_ds.long_texts import LongTexts
 from gem_ds.memory_files import Memory
 from gem_ds.quantization import Precision
 from gem_ds.tokenization import Ids, Vocabulary
-
-SAMPLES, SAMPLE_BYTES = 64, 4096  # of a file of weights, for the fingerprint
 
 
 class GemModel:
@@ -68,7 +65,7 @@ class GemModel:
         """
         folder = find_export(name)
         gem = read_gem_config(folder)
-        lm = encode.load(AutoModelForCausalLM, folder, device, dtype)
+        lm = encode.load(folder, device, dtype)
         return cls(lm, tokenization.load(folder), gem, folder)
 
     def encode(
@@ -168,6 +165,9 @@ class GemModel:
         once for a prompt without tokens or room, or a memory of another model.
         """
         sampling = Sampling(temperature, top_p, seed)
+        stop = [stop] if isinstance(stop, str) else stop
+        if not all(stop):
+            raise InputError("a stop string is empty; leave it out")
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}, it must be at least 1")
         ids = self._prompt(prompt, bos=not memories)
@@ -240,28 +240,3 @@ def sharing_weights(lm: Any) -> Any:
     """Another model like this one, of the same tensors."""
     memo = {id(x): x for x in (*lm.parameters(), *lm.buffers())}
     return copy.deepcopy(lm, memo)
-
-
-def fingerprint(folder: Path, vocab: Vocabulary, gem: GemConfig) -> str:
-    """A digest of an exported model: configuration, tokenizer, adapter and weights.
-
-    Of the weights' files it reads the headers and some pages spread over each, so that it takes no
-    time to speak of and any training shows.
-    """
-    digest = hashlib.sha256(tokenization.fingerprint(vocab).encode())
-    digest.update((folder / GEM_CONFIG).read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("transformers_version", None)
-    digest.update(json.dumps(config, sort_keys=True).encode())
-    if gem.adapter:
-        adapter = folder.parent / adapter_files.FOLDER
-        digest.update((adapter / "adapter_model.safetensors").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-            digest.update(file.read(header))
-            for at in np.linspace(8 + header, max(size - SAMPLE_BYTES, 8 + header), SAMPLES):
-                file.seek(int(at))
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()

@@ -91,7 +91,23 @@ def write(memories: Mapping[str, Memory], path: str | Path) -> None:
 
 
 def read(path: str | Path) -> dict[str, Memory]:
-    """The memories in a file by id, on the CPU. Raises `InputError` if it holds none."""
+    """The memories in a file, or in the files of a folder, by id, on the CPU.
+
+    Raises `InputError` where there are none, or two of one id.
+    """
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise InputError(f"{path} holds no memories; give what launch/compress.py wrote")
+    found: dict[str, Memory] = {}
+    for file in files:
+        here = _read(file)
+        if twice := sorted(here.keys() & found.keys()):
+            raise InputError(f"{file}: another file has a memory {twice[0]!r} as well")
+        found |= here
+    return found
+
+
+def _read(path: Path) -> dict[str, Memory]:
     if not Path(path).is_file():
         raise InputError(f"there is no file {path}; give one that launch/compress.py wrote")
     try:

@@ -120,7 +120,7 @@ def _check_columns(item: Input, columns: Sequence[str], there: Sequence[str]) ->
         if column not in there:
             raise InputError(
                 f"{item.path} has no column {column!r} but {', '.join(there)}; name the right one "
-                "(--text-field, --context-field, --answer-field, --messages-field)"
+                "(--field, --text-field, --context-field, --answer-field, --messages-field)"
             )
 
 

@@ -1,0 +1,177 @@
+"""Embedding and compressing with an export, beside the stock libraries that can do the same.
+
+    python benchmarks/encode.py --json out.json [--model exports/gem] [--only speed agreement ...]
+
+Without `--model` a small random Llama is exported and measured. A model with a folder model-embed
+is needed, or nothing could be compared with it. Exit status 1 where anything is not as it should
+be. `speed` is a time: measure it on a machine that does nothing else.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import encode_model
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from gem_ds import GemModel
+from gem_ds.errors import InputError, run
+
+Result = dict[str, Any]  # with "good", whether it is as it should be
+SPEEDUP, COSINE = 1.5, 0.9999
+
+
+class Work(NamedTuple):
+    """What a row gets: an export folder, its model, and how much it may do."""
+
+    export: Path
+    model: GemModel
+    n_texts: int
+    rounds: int
+
+
+def speed(work: Work) -> Result:
+    """Texts a second of both in turns, by the medians of the rounds."""
+    texts = encode_model.texts(work.model.vocab, work.n_texts, 10, 500)
+    stock = sentence_transformer(work)
+    ways: dict[str, Callable[[], Any]] = {
+        "gem": lambda: work.model.encode(texts),
+        "sentence_transformers": lambda: stock.encode(texts),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    for _ in range(work.rounds):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - began)
+    rates = {name: len(texts) / statistics.median(s) for name, s in seconds.items()}
+    ratio = rates["gem"] / rates["sentence_transformers"]
+    return {
+        "texts": len(texts),
+        "tokens": sum(work.model.count_tokens(texts)),
+        **{f"{name}_texts_a_second": rate for name, rate in rates.items()},
+        "seconds": seconds,
+        "ratio": ratio,
+        "good": ratio >= SPEEDUP,
+    }
+
+
+def agreement(work: Work) -> Result:
+    """The smallest cosine between the vectors of this project, and of either stock library."""
+    texts = encode_model.texts(work.model.vocab, min(work.n_texts, 32), 10, 500)
+    vectors_NC = work.model.encode(texts)
+    stock_NC = sentence_transformer(work).encode(texts, normalize_embeddings=True)
+    folder = work.export / "model-embed"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    backbone = AutoModel.from_pretrained(folder, dtype=work.model.lm.dtype)
+    backbone = backbone.to(work.model.lm.device).eval()
+    plain = []
+    with torch.inference_mode():
+        for text in texts:
+            inputs = tokenizer(text, return_tensors="pt").to(backbone.device)
+            state_C = backbone(**inputs).last_hidden_state[0, -1].float()
+            plain.append((state_C / state_C.norm()).cpu().numpy())
+    least = {
+        "sentence_transformers": float((vectors_NC * stock_NC).sum(1).min()),
+        "transformers": float((vectors_NC * np.stack(plain)).sum(1).min()),
+    }
+    return {**least, "texts": len(texts), "good": min(least.values()) > COSINE}
+
+
+def memory(work: Work) -> Result:
+    """Bytes of a memory of a text of about 100 tokens, and of the whole cache of that text."""
+    (text,) = encode_model.texts(work.model.vocab, 1, 100, 100)
+    made = work.model.compress([text])[0]
+    vocab = work.model.vocab
+    ids = [vocab.bos_token_id, *vocab.backend.encode(text, add_special_tokens=False).ids]
+    with torch.inference_mode():
+        given = torch.tensor([[i for i in ids if i is not None]], device=work.model.lm.device)
+        cache = work.model.lm(given, use_cache=True).past_key_values
+    layers = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+    whole = sum(x.numel() * x.element_size() for x in layers)
+    n = given.shape[1]
+    expected = made.k / (n + made.k)
+    return {
+        "tokens": n,
+        "k": made.k,
+        "memory_bytes": made.n_bytes,
+        "cache_bytes": whole,
+        "share_of_cache_with_summary": made.n_bytes / (whole + made.n_bytes),
+        "k_of_tokens_and_k": expected,
+        "good": abs(made.n_bytes / (whole + made.n_bytes) - expected) < 1e-9,
+    }
+
+
+def sentence_transformer(work: Work) -> SentenceTransformer:
+    """The stock reader of the same export, in the same dtype on the same device."""
+    folder = work.export / "model-embed"
+    if not folder.is_dir():
+        raise InputError(f"{work.export} has no model-embed, so there is nothing to compare with")
+    lm = work.model.lm
+    return SentenceTransformer(
+        str(folder), device=str(lm.device), model_kwargs={"torch_dtype": lm.dtype}
+    )
+
+
+ROWS: dict[str, Callable[[Work], Result]] = {
+    "speed": speed,
+    "agreement": agreement,
+    "memory": memory,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="file for the result; what is in it stays")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--model", type=Path, help="what launch/export.py wrote")
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    result: Result = {}
+    if args.json and args.json.exists():
+        result = json.loads(args.json.read_text())
+    names = ("torch", "transformers", "sentence-transformers")
+    about = {"versions": {name: importlib.metadata.version(name) for name in names}}
+    about |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory(prefix="encode-") as temporary:
+        export = args.model or encode_model.make(Path(temporary))
+        model = GemModel.from_pretrained(export)
+        device = model.lm.device
+        on_gpu = device.type == "cuda"
+        about["device"] = torch.cuda.get_device_name(device) if on_gpu else platform.processor()
+        about["dtype"] = str(model.lm.dtype)
+        for name in args.only:
+            began = time.monotonic()
+            row = ROWS[name](Work(export, model, args.texts, args.rounds))
+            row |= {"took_seconds": time.monotonic() - began, "date": time.strftime("%Y-%m-%d")}
+            result[name] = row | about
+            shown = {key: x for key, x in result[name].items() if not isinstance(x, dict)}
+            print(f"{name}: {json.dumps(shown)}", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(result, indent=1) + "\n")
+    bad = [name for name in args.only if not result[name]["good"]]
+    if bad:
+        sys.exit(f"error: not as it should be: {', '.join(bad)}")
+
+
+if __name__ == "__main__":
+    run(main)
