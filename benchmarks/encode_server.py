@@ -20,16 +20,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import encode_model
 import httpx
 import numpy as np
 import torch
 from malformed_requests import malformed as malformed_request
-from served import NAME, ROOT, Served, served
+from served import NAME, Served, served
 
 from gem_ds.inference import GemModel
 
 Result = dict[str, Any]
-WORDS = "the of a string list returns every part that is split by words into lines of text".split()
+WORDS = ("string", "list", "returns", "every", "part", "that", "is", "split", "by", "words")
 PER_REQUEST = 32  # texts
 WARM = 500  # requests before memory counts
 
@@ -38,35 +39,6 @@ def texts(n: int, seed: int, words: tuple[int, int] = (5, 80)) -> list[str]:
     """Texts of random words, of lengths evenly in this range."""
     rng = random.Random(seed)
     return [" ".join(rng.choices(WORDS, k=rng.randint(*words))) for _ in range(n)]
-
-
-def random_model(folder: Path) -> Path:
-    """An export of a random model of some ten million parameters."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from exports import gem_config, run_tokenizer
-    from helpers import save_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from gem_ds.export import export
-
-    vocab, summary = run_tokenizer(save_tokenizer(folder / "base"), folder / "tokenizer")
-    config = LlamaConfig(
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        vocab_size=vocab.size + 7,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=None,
-    )
-    torch.manual_seed(0)
-    weights = LlamaForCausalLM(config).state_dict()
-    gem = gem_config(summary, "isolated")
-    export(weights, config, folder / "tokenizer", gem, folder / "export", torch.float32)
-    return folder / "export"
 
 
 def load(model: Path, seconds: float, clients: int) -> Result:
@@ -125,14 +97,18 @@ def throughput(model: Path, n: int, rounds: int) -> Result:
     some = texts(n, seed=0)
     gem = GemModel.from_pretrained(model)
     times: dict[str, list[float]] = {"offline": [], "server": []}
+    work: dict[str, list[float]] = {"offline": [], "server": []}  # seconds of processors
     with served(model) as server:
         for _ in range(rounds + 1):
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             offline = gem.encode(some)
             times["offline"].append(time.perf_counter() - began)
-            began = time.perf_counter()
+            work["offline"].append(time.process_time() - worked)
+            began, worked = time.perf_counter(), server.processor_seconds()
             online = asyncio.run(_embed(server, some))
             times["server"].append(time.perf_counter() - began)
+            work["server"].append(server.processor_seconds() - worked)
+    work_share = min(work["offline"][1:]) / min(work["server"][1:])
     speeds = {name: n / min(each[1:]) for name, each in times.items()}  # the first warms up
     share = speeds["server"] / speeds["offline"]
     same = float((offline * online).sum(1).min())
@@ -141,6 +117,7 @@ def throughput(model: Path, n: int, rounds: int) -> Result:
         "texts": n,
         "threads": torch.get_num_threads(),
         "share": share,
+        "share_by_processor_time": work_share,  # says more on a machine that others use too
         "least_cosine": same,
         "good": share >= 0.9 and same > 0.9999,
     }
@@ -259,7 +236,7 @@ def main() -> None:
     if args.json and args.json.exists():
         result = json.loads(args.json.read_text())
     with tempfile.TemporaryDirectory(prefix="server-") as temporary:
-        model = args.model or random_model(Path(temporary))
+        model = args.model or encode_model.make(Path(temporary))
         for name in args.only:
             began = time.monotonic()
             row = ROWS[name](model, args)

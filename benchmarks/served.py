@@ -61,6 +61,11 @@ class Served:
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         return int(found[1]) / 1024 if found else 0.0
 
+    def processor_seconds(self) -> float:
+        """What all its threads have computed so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self, sent: signal.Signals = signal.SIGTERM, timeout: float = 60.0) -> int:
         """Signal it to end; its exit status."""
         self.process.send_signal(sent)

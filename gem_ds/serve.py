@@ -19,7 +19,7 @@ def serve(config: ServeConfig) -> None:
     try:
         import uvicorn
 
-        from gem_ds import server
+        from gem_ds.server import application
         from gem_ds.serving_metrics import Metrics
     except ModuleNotFoundError as error:
         if str(error.name).startswith("gem_ds"):
@@ -39,7 +39,7 @@ def serve(config: ServeConfig) -> None:
     worker = Worker(gem, config, metrics)
     worker.start()
     inputs = Inputs(gem, config)
-    app = server.application(worker, inputs, config, metrics, started=int(time.time()))
+    app = application(worker, inputs, config, metrics, started=int(time.time()))
     running = uvicorn.Server(
         uvicorn.Config(
             app,

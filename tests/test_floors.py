@@ -12,16 +12,26 @@ FLOORS = {
     0: """errors files layout draws records stores inputs tables sources tokenization sentences
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments positives
-          recipes config ds_json corpus bpe lock ranks stopping watchdog long_texts quantization""",
+          recipes config ds_json corpus bpe lock ranks stopping watchdog long_texts quantization
+          written serving_config""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           reference prefill batches data checkpoint saving elastic health record run_folder""",
     2: """adapter_files adapters model frozen merge gem_config export encode memories memory_files
-          decoding inference""",
-    3: "assemble build rehearsal engine evaluate",
+          decoding inference decoding_batch""",
+    3: """assemble build rehearsal engine evaluate serving_schemas serving_metrics serving_inputs
+          serving_batches serving_door server serve""",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.
-LIBRARIES = {"torch": 1, "deepspeed": 1, "safetensors": 1, "transformers": 2, "peft": 2, "mteb": 3}
+LIBRARIES = {
+    "torch": 1,
+    "deepspeed": 1,
+    "safetensors": 1,
+    "transformers": 2,
+    "peft": 2,
+    "mteb": 3,
+    "fastapi": 3,
+}
 # Registering a function with Transformers is all that `attention` wants of it.
 EXCEPTIONS = {"attention": {"transformers"}}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

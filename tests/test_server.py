@@ -69,7 +69,7 @@ def official(server: Served, key: str = "none") -> openai.OpenAI:
         base_url=f"{server.url}/v1",
         api_key=key,
         max_retries=0,
-        http_client=httpx.Client(trust_env=False, timeout=60),
+        http_client=openai.DefaultHttpxClient(trust_env=False, timeout=60),
     )
 
 
