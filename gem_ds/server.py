@@ -7,7 +7,8 @@ stopping is `serve`.
 import asyncio
 import base64
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from gem_ds.serving_schemas import (
 from gem_ds.tokenization import Ids
 
 TIMEOUT = "timeout"
+READERS = 2  # threads that read requests
 
 
 class Server:
@@ -44,6 +46,12 @@ class Server:
     def __init__(self, worker: Worker, inputs: Inputs, config: ServeConfig, started: int) -> None:
         self.worker, self.inputs, self.config, self.started = worker, inputs, config, started
         self.name = config.served_name
+        # Few, since each keeps the memory of the largest request that it has read.
+        self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+
+    async def _aside(self, do: Callable[[], Any]) -> Any:
+        """Done by a thread, so that others are answered meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self.readers, do)
 
     async def models(self) -> Response:
         """GET /v1/models"""
@@ -63,15 +71,16 @@ class Server:
         """POST /v1/embeddings"""
         async with _Deadline(self.config):
             body = await read_body(request, self.config)
-            call = await asyncio.to_thread(parse, EmbeddingRequest, body)
+            call = await self._aside(lambda: parse(EmbeddingRequest, body))
             self._check_name(call.model)
-            documents, n_tokens = await asyncio.to_thread(self.inputs.documents, call)
+            documents, n_tokens = await self._aside(lambda: self.inputs.documents(call))
             ticket = Ticket()
             self.worker.submit([ToEmbed(documents, ticket)])
             vectors = await _unless_gone(request, ticket, ticket.next())
             if vectors is None:
                 return Response(status_code=GONE)
-            return await asyncio.to_thread(self._embedded, call, vectors, n_tokens)
+            answer: Response = await self._aside(lambda: self._embedded(call, vectors, n_tokens))
+            return answer
 
     def _embedded(self, call: EmbeddingRequest, vectors_NC: Vectors, n_tokens: int) -> Response:
         vectors_NC = np.ascontiguousarray(vectors_NC[:, : call.dimensions])
@@ -100,12 +109,9 @@ class Server:
         deadline = _Deadline(self.config)
         async with deadline:
             body = await read_body(request, self.config)
-            call = await asyncio.to_thread(lambda: parse(kind, body))
+            call = await self._aside(lambda: parse(kind, body))
             self._check_name(call.model)
-            if isinstance(call, ChatRequest):
-                prompts = await asyncio.to_thread(self.inputs.chat, call)
-            else:
-                prompts = await asyncio.to_thread(self.inputs.prompts, call)
+            prompts = await self._aside(lambda: self.inputs.prompts(call))
             ticket = Ticket()
             jobs = self._jobs(call, prompts, ticket)
             form = Form(isinstance(call, ChatRequest), uuid.uuid4().hex, self.name)

@@ -67,19 +67,26 @@ class Inputs:
         documents = [np.concatenate([self.head, ids, self.summary]) for ids in texts]
         return documents, sum(map(len, texts))
 
-    def prompts(self, request: CompletionRequest) -> list[Ids]:
-        """``bos prompt`` of each prompt, with room for what is to be written."""
-        prompts = [
-            np.concatenate([self.head, ids])
-            for ids in self._ids(request.prompt, "prompt", self.limit)
-        ]
-        self._check_choices(len(prompts), request.n)
+    def prompts(self, request: CompletionRequest | ChatRequest) -> list[Ids]:
+        """``bos prompt`` of each prompt, or the one that a chat's messages make by the model's
+        template, with room for what is to be written. Raises `ApiError`."""
+        if isinstance(request, ChatRequest):
+            prompts = [self._chat(request)]
+        else:
+            given = self._ids(request.prompt, "prompt", self.limit)
+            prompts = [np.concatenate([self.head, ids]) for ids in given]
+        if len(prompts) * (request.n or 1) > self.config.max_inputs:
+            raise ApiError(
+                400,
+                f"{len(prompts)} prompts times n = {request.n or 1} are more texts than the "
+                f"{self.config.max_inputs} that this server writes for a request",
+                "n",
+            )
         for prompt in prompts:
             self.new_tokens(request, prompt)
         return prompts
 
-    def chat(self, request: ChatRequest) -> list[Ids]:
-        """The one prompt that a chat's messages make by the model's template."""
+    def _chat(self, request: ChatRequest) -> Ids:
         if not self.can_chat:
             raise ApiError(
                 400,
@@ -90,17 +97,21 @@ class Inputs:
         messages = [message.plain() for message in request.messages]
         if not messages[-1]["content"].strip():
             raise ApiError(400, "the last message is empty; say something in it", "messages")
-        if sum(len(message["content"]) for message in messages) > chat.LONGEST:
-            raise ApiError(400, f"{chat.TOO_LONG}; shorten it", "messages", TOO_LONG)
+        whole = "".join(message["content"] for message in messages)
+        if len(whole) > SHORT and len(self._long(whole, self.limit)) > self.limit:
+            raise ApiError(
+                400,
+                f"the messages have more than {self.limit} tokens, which is what this model has "
+                "room for; shorten them",
+                "messages",
+                TOO_LONG,
+            )
         try:
-            prompt = self._chat_of(datetime.date.today().isoformat()).prompt(messages)
+            return self._chat_of(datetime.date.today().isoformat()).prompt(messages)
         except Skip as reason:
             raise ApiError(400, f"these messages make no prompt: {reason}", "messages") from None
         except InputError as error:
             raise ApiError(400, f"this model cannot chat: {error}", "messages") from None
-        self._check_choices(1, request.n)
-        self.new_tokens(request, prompt)
-        return [prompt]
 
     def new_tokens(self, request: CompletionRequest | ChatRequest, prompt: Ids) -> int:
         """The most tokens to write behind a prompt. Raises `ApiError` where they have no room."""
@@ -123,15 +134,6 @@ class Inputs:
                 TOO_LONG,
             )
         return n
-
-    def _check_choices(self, n_prompts: int, n: int | None) -> None:
-        if n_prompts * (n or 1) > self.config.max_inputs:
-            raise ApiError(
-                400,
-                f"{n_prompts} prompts times n = {n} are more texts than the "
-                f"{self.config.max_inputs} that this server writes for a request",
-                "n",
-            )
 
     def _ids(self, value: Any, param: str, room: int) -> list[Ids]:
         """The ids of each text that a request gives, as text or as ids; of those that have more
