@@ -56,9 +56,10 @@ class Sampling:
 
 
 class Chooser:
-    """Chooses one text's tokens, one after another."""
+    """What chooses one text's tokens, one after another, by `choose`."""
 
     def __init__(self, lm: Any, sampling: Sampling) -> None:
+        self.settings = sampling.temperature, sampling.top_p
         self.processors = sampling.processors(lm)
         self.draws = sampling.temperature > 0
         self.generator = torch.Generator(lm.device)
@@ -67,13 +68,30 @@ class Chooser:
         else:
             self.generator.manual_seed(sampling.seed)
 
-    def choose(self, logits_V: Tensor) -> int:
-        """The next token."""
-        none_10 = torch.empty(1, 0, dtype=torch.long)  # no processor looks at what there is
-        scores_1V = self.processors(none_10, logits_V[None].float())
-        if not self.draws:
-            return int(scores_1V.argmax())
-        return int(torch.multinomial(scores_1V.softmax(-1), 1, generator=self.generator))
+
+def choose(choosers: Sequence[Chooser], logits_BV: Tensor) -> list[int]:
+    """The next token of each of B texts.
+
+    Texts of the same settings have their logits prepared at once, which gives the same; each draws
+    from its own generator, so its tokens do not depend on the others.
+    """
+    tokens = [0] * len(choosers)
+    alike: dict[tuple[float, float], list[int]] = {}
+    for i, chooser in enumerate(choosers):
+        alike.setdefault(chooser.settings, []).append(i)
+    none = torch.empty(1, 0, dtype=torch.long)  # no processor looks at what there is already
+    for rows in alike.values():
+        scores_SV = choosers[rows[0]].processors(none, logits_BV[rows].float())
+        if not choosers[rows[0]].draws:
+            drawn = scores_SV.argmax(-1).tolist()
+        else:
+            drawn = [
+                int(torch.multinomial(weights_V, 1, generator=choosers[i].generator))
+                for i, weights_V in zip(rows, scores_SV.softmax(-1), strict=True)
+            ]
+        for i, token in zip(rows, drawn, strict=True):
+            tokens[i] = token
+    return tokens
 
 
 def end_tokens(lm: Any, vocab: Vocabulary) -> set[int]:
@@ -98,8 +116,8 @@ def tokens(
     for _ in range(n):
         places = torch.arange(position, position + ids_1T.shape[1], device=lm.device)[None]
         reading = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        logits_V = lm(input_ids=ids_1T, position_ids=places, **reading).logits[0, -1]
-        token = chooser.choose(logits_V)
+        logits_1V = lm(input_ids=ids_1T, position_ids=places, **reading).logits[:, -1]
+        (token,) = choose([chooser], logits_1V)
         position += ids_1T.shape[1]
         ids_1T = torch.tensor([[token]], device=lm.device)
         yield token

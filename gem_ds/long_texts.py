@@ -33,8 +33,14 @@ class Read(NamedTuple):
 def ids_of(vocab: Vocabulary, texts: Sequence[str]) -> list[Ids]:
     """The ids of each text, nothing added. Text that spells a control token is text.
 
-    Raises `InputError` for what is no string, or holds half of a surrogate pair.
+    Raises `InputError` as `check` does.
     """
+    check(texts)
+    return tokenization.encode(vocab, texts)
+
+
+def check(texts: Sequence[str]) -> None:
+    """Raise `InputError` for what is no string, or holds half of a surrogate pair."""
     for i, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             raise InputError(f"text {i} is a {type(text).__name__}; give strings")
@@ -46,7 +52,6 @@ def ids_of(vocab: Vocabulary, texts: Sequence[str]) -> list[Ids]:
                     f"text {i} is not valid Unicode: a lone surrogate at character "
                     f"{error.start + 1}; decode it from its bytes again or remove it"
                 ) from None
-    return tokenization.encode(vocab, texts)
 
 
 def head(vocab: Vocabulary) -> Ids:
@@ -66,11 +71,12 @@ def read(
 
     Of a longer one the end is left out, which is said once on stderr; with ``windows`` the text
     becomes as few documents of equal length as fit, the prompt before each. Raises `InputError` as
-    `ids_of` does, for a text of no tokens if the tokenizer has no bos, and for a prompt that leaves
+    `check` does, for a text of no tokens if the tokenizer has no bos, and for a prompt that leaves
     no room.
     """
     if long_texts not in get_args(LongTexts):
         raise InputError(f"long texts {long_texts!r}: choose {' or '.join(get_args(LongTexts))}")
+    check(texts)
     before = head(vocab)
     room = limit - len(before) - len(summary_tokens)
     prompt_ids = ids_of(vocab, [prompt])[0]
@@ -82,7 +88,7 @@ def read(
     parts: list[Ids] = []
     owners: list[int] = []
     n_cut = 0
-    for i, ids in enumerate(ids_of(vocab, [prompt + text for text in texts])):
+    for i, ids in enumerate(tokenization.encode(vocab, [prompt + t for t in texts])):
         if not len(before) + len(ids):
             raise InputError(
                 f"text {i + 1} is empty, and this model has no bos token to embed in its place; "
@@ -92,7 +98,7 @@ def read(
             n_cut += len(ids) > room
             parts.append(ids[:room])
         else:
-            parts += _windows(ids_of(vocab, [texts[i]])[0], prompt_ids, room)
+            parts += _windows(tokenization.encode(vocab, [texts[i]])[0], prompt_ids, room)
         owners += [i] * (len(parts) - len(owners))
     if n_cut:
         print(

@@ -97,9 +97,8 @@ class _Writer:
         self.chooser = Chooser(gem.lm, job.sampling)
         self.written = Written(gem.vocab, job.prompt, job.stop)
 
-    def take(self, logits_V: Tensor, ends: set[int]) -> bool:
-        """Choose the next token and tell the request; whether it was the last."""
-        token = self.chooser.choose(logits_V)
+    def take(self, token: int, ends: set[int]) -> bool:
+        """Tell the request what a token adds; whether it was the last."""
         self.job.tokens.append(token)
         text = "" if token in ends else self.written.add(token)
         reason = None
@@ -264,8 +263,11 @@ class Worker(threading.Thread):
 
     def _advance(self, first: int, logits: Tensor) -> None:
         """Give the writers from `first` on their next tokens."""
+        tokens = decoding.choose([writer.chooser for writer in self.writers[first:]], logits)
         done = [
-            i for i, row in enumerate(logits, start=first) if self.writers[i].take(row, self.ends)
+            i
+            for i, token in enumerate(tokens, start=first)
+            if self.writers[i].take(token, self.ends)
         ]
         self._leave(done)
 

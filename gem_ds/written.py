@@ -12,8 +12,8 @@ class Written:
     """What has been written behind a prompt, handed out as soon as it is certain.
 
     A character is handed out when its last byte has come, and what may be the beginning of a stop
-    word when it turns out to be none. Control tokens are no text. The pieces join up to what the
-    tokenizer makes of all tokens at once, cut before the first stop word.
+    word when it turns out to be none. Control tokens are no text. The pieces join up to those of
+    `decoding.pieces`, which pulls tokens from one loop, where here many texts are pushed theirs.
     """
 
     def __init__(self, vocab: Vocabulary, prompt: Ids, stop: Sequence[str] = ()) -> None:
@@ -32,15 +32,16 @@ class Written:
     def add(self, token: int) -> str:
         """What is certain now, with one token more."""
         self.ids.append(token)
-        return self._taken(self._fresh(last=False), last=False)
+        return self._taken(self._fresh(), last=False)
 
     def end(self) -> str:
-        """What was not certain, when no token comes any more."""
-        return "" if self.stopped else self._taken(self._fresh(last=True), last=True)
+        """What may have begun a stop word, when no token comes any more. A character that has only
+        begun is left out."""
+        return "" if self.stopped else self._taken("", last=True)
 
-    def _fresh(self, last: bool) -> str:
+    def _fresh(self) -> str:
         before, now = self._decode(self.start, self.read), self._decode(self.start, None)
-        if not last and (len(now) <= len(before) or now.endswith(BROKEN)):
+        if len(now) <= len(before) or now.endswith(BROKEN):
             return ""
         self.start, self.read = self.read, len(self.ids)
         return now[len(before) :]

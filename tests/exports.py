@@ -1,9 +1,11 @@
 """Tiny random models of real architectures, exported as a training run would."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -12,7 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from gem_ds import tokenization
+from gem_ds import adapter_files, adapters, model, tokenization
 from gem_ds.export import export
 from gem_ds.gem_config import GemConfig
 from gem_ds.segments import SummaryAttention
@@ -35,7 +37,9 @@ CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "llama-tied": LlamaConfig,
     "qwen3": Qwen3Config,
     "gemma3": Gemma3TextConfig,
+    "gemma3-window": Gemma3TextConfig,
 }
+WINDOWED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
 TEXTS = [
     "A short one.",
     "x",
@@ -53,7 +57,10 @@ def gem_config(summary_tokens: tuple[int, ...], attention: SummaryAttention) -> 
 def tiny(family: str, vocab_size: int, seed: int = 0) -> Any:
     """A random fp32 causal language model; ``-tied`` shares embedding and head."""
     config = CONFIGS[family](
-        **SIZES, vocab_size=vocab_size, tie_word_embeddings=family in ("llama-tied", "gemma3")
+        **SIZES,
+        **(WINDOWED if family.endswith("-window") else {}),
+        vocab_size=vocab_size,
+        tie_word_embeddings=family == "llama-tied" or family.startswith("gemma3"),
     )
     torch.manual_seed(seed)
     lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -79,10 +86,12 @@ def export_tiny(
     attention: SummaryAttention = "isolated",
     dtype: torch.dtype = torch.float32,
     generation: dict[str, Any] | None = None,
+    positions: int = 64,
 ) -> tuple[Any, Path]:
     """(the model as trained, its export folder)."""
     vocab, summary_tokens = run_tokenizer(base_tokenizer, work / "tokenizer", k)
     lm = tiny(family, vocab.size + 5)
+    lm.config.max_position_embeddings = positions
     weights = {
         name: tensor
         for name, tensor in lm.state_dict().items()
@@ -92,3 +101,32 @@ def export_tiny(
     output = work / "export"
     export(weights, lm.config, work / "tokenizer", gem, output, dtype, generation)
     return lm, output
+
+
+def random_b(lm: Any) -> None:
+    """Give every adapter an effect, as training does."""
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in lm.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+
+
+def export_adapter(
+    base_tokenizer: Path, work: Path, family: str = "llama", k: int = 1, positions: int = 64
+) -> tuple[Any, Path]:
+    """(the base, whose vocabulary had to grow, the folder of its export with an adapter)."""
+    vocab, tokens = run_tokenizer(base_tokenizer, work / "tokenizer", k)
+    base = tiny(family, vocab.size - k)
+    lm = tiny(family, vocab.size - k)
+    lm.config.max_position_embeddings = positions
+    model.add_rows(lm, vocab.size, vocab.size - k)
+    adapters.inject(lm, "summary", 4, 8.0, tokens, 0)
+    random_b(lm)
+    state = {n: t for n, t in lm.state_dict().items() if n not in lm.all_tied_weights_keys}
+    weights, lora = adapter_files.separated(state)
+    rows_kC = torch.randn(k, 32, generator=torch.Generator().manual_seed(2))
+    adapter_files.write_rows(weights, lm.config, tokens, rows_kC)
+    gem = replace(gem_config(tokens, "isolated"), adapter=True)
+    adapter = adapter_files.Adapter(lora, 8.0)
+    export(weights, lm.config, work / "tokenizer", gem, work / "out", torch.float32, None, adapter)
+    return base, work / "out"

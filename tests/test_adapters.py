@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exports import TEXTS, gem_config, run_tokenizer, tiny
+from exports import TEXTS, export_adapter, random_b
 from layouts import bounds_from
 from models import FAMILIES, MIXED, hidden_states, tiny_model
 from peft import PeftModel, get_peft_model
@@ -16,20 +16,11 @@ from gem_ds import adapter_files, adapters, layout, model
 from gem_ds.attention import attach, choose, make_plan
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
-from gem_ds.export import export
 from gem_ds.gem_config import read_gem_config
 from gem_ds.layout import END
 
 SUMMARY = 63  # the token of tiny models that stands for a summary
 DENSE = [name for name in FAMILIES if name != "gpt_oss"]
-
-
-def random_b(lm):
-    """Give every adapter an effect, as training does."""
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in lm.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.3, generator=generator)
 
 
 def adapted(family="llama", mode="summary", seed=0, dtype=torch.float32):
@@ -185,22 +176,7 @@ def test_what_cannot_be_switched_by_position_is_refused_by_name():
 @pytest.fixture(scope="module", params=["llama", "llama-tied", "gemma3"])
 def exported(request, tokenizer_dir, tmp_path_factory):
     """(the base, whose vocabulary had to grow, the folder of its export with an adapter)."""
-    work = tmp_path_factory.mktemp(request.param)
-    vocab, tokens = run_tokenizer(tokenizer_dir, work / "tokenizer")
-    base = tiny(request.param, vocab.size - 1)
-    lm = tiny(request.param, vocab.size - 1)
-    model.add_rows(lm, vocab.size, vocab.size - 1)
-    adapters.inject(lm, "summary", 4, 8.0, tokens, 0)
-    random_b(lm)
-    state = {n: t for n, t in lm.state_dict().items() if n not in lm.all_tied_weights_keys}
-    weights, lora = adapter_files.separated(state)
-    rows_kC = torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
-    adapter_files.write_rows(weights, lm.config, tokens, rows_kC)
-    gem = gem_config(tokens, "isolated")
-    gem = type(gem)(**{**vars(gem), "adapter": True})
-    adapter = adapter_files.Adapter(lora, 8.0)
-    export(weights, lm.config, work / "tokenizer", gem, work / "out", torch.float32, None, adapter)
-    return base, work / "out"
+    return export_adapter(tokenizer_dir, tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_text_without_summary_tokens_has_the_bases_logits_bit_for_bit(exported):

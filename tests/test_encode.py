@@ -1,10 +1,7 @@
 """Embeddings are those of plain Transformers, whatever the batch, the order and the text."""
 
-import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,6 @@ from transformers import AutoModel, AutoTokenizer
 from gem_ds import encode, layout, masks
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
-
-COMMAND = [sys.executable, str(Path(__file__).parents[1] / "launch" / "encode.py")]
 
 
 @pytest.fixture(scope="module", params=["llama", "llama-tied", "qwen3"])
@@ -194,6 +189,35 @@ def test_long_texts_are_cut_once_said(llama: Path, capsys: pytest.CaptureFixture
             encoder.encode(["a"], max_length=wrong)
 
 
+def test_windows_are_averaged_by_their_tokens(llama: Path) -> None:
+    encoder = Encoder.from_pretrained(llama)
+    long = "word after word, " * 20
+    read = encoder._read([long], None, "", "windows")
+    parts = encoder._embed(read.documents).numpy()
+    expected = read.shares_D @ parts
+    raw = encoder.encode(["a", long, "b"], long_texts="windows", normalize=False)
+    assert np.allclose(raw[1], expected, atol=1e-5)
+    vectors = encoder.encode(["a", long, "b"], long_texts="windows")
+    assert np.allclose(vectors[1], expected / np.linalg.norm(expected), atol=1e-6)
+    assert np.array_equal(vectors[[0, 2]], encoder.encode(["a", "b"]))
+    assert vectors[1] @ encoder.encode([long])[0] < 0.9999
+
+
+def test_prompt_length_and_precision(llama: Path) -> None:
+    encoder = Encoder.from_pretrained(llama)
+    assert np.allclose(encoder.encode(["a b"], prompt="q: "), encoder.encode(["q: a b"]))
+    stock = SentenceTransformer(str(llama / "model-embed"), device="cpu")
+    ours, theirs = encoder.encode(TEXTS, prompt="q: "), stock.encode(TEXTS, prompt="q: ")
+    assert (ours * theirs).sum(1).min() > 0.9999
+    raw = encoder.encode(TEXTS, normalize=False)
+    lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+    assert np.abs(lengths - 1).min() > 0.1
+    assert np.allclose(raw / lengths, encoder.encode(TEXTS), atol=1e-6)
+    bits = encoder.encode(TEXTS, precision="binary", truncate_dim=16)
+    assert (bits.shape, bits.dtype) == ((len(TEXTS), 2), np.uint8)
+    assert encoder.encode(TEXTS, precision="int8").dtype == np.int8
+
+
 def test_bf16_is_close_to_fp32(llama: Path) -> None:
     fp32 = Encoder.from_pretrained(llama).encode(TEXTS)
     bf16 = Encoder.from_pretrained(llama, dtype=torch.bfloat16).encode(TEXTS)
@@ -215,46 +239,3 @@ def test_a_model_without_summary_tokens_is_refused(tokenizer_dir: Path, tmp_path
     _, folder = export_tiny(tokenizer_dir, tmp_path, k=0)
     with pytest.raises(InputError, match="trained without summary tokens"):
         Encoder.from_pretrained(folder)
-
-
-def test_command_embeds_lines(llama: Path, tmp_path: Path) -> None:
-    lines = "one text\r\n\nTöxt drei".encode()
-    command = [*COMMAND, "--model", str(llama), "--output", str(tmp_path / "out.npy")]
-    subprocess.run([*command, "--batch-tokens", "20"], input=lines, check=True)
-    vectors = np.load(tmp_path / "out.npy")
-    expected = Encoder.from_pretrained(llama / "model").encode(["one text", "", "Töxt drei"])
-    assert vectors.dtype == np.float32
-    assert np.allclose(vectors, expected, atol=1e-6)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
-
-
-def test_lines_come_from_a_file_and_vectors_go_to_a_pipe(
-    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    (tmp_path / "in.txt").write_bytes("one\r\n\nTöxt".encode())
-    assert encode.read_lines(str(tmp_path / "in.txt")) == ["one", "", "Töxt"]
-    encode.save(np.eye(2, dtype=np.float32), "-")
-    sys.stdout.flush()
-    assert np.array_equal(np.load(io.BytesIO(capfdbinary.readouterr().out)), np.eye(2))
-
-
-def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bad.txt").write_bytes(b"fine\n\xff\xfe\n")
-    with pytest.raises(InputError, match=r"bad\.txt, line 2: not UTF-8"):
-        encode.read_lines(str(tmp_path / "bad.txt"))
-    (tmp_path / "empty.txt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"empty\.txt has no lines"):
-        encode.read_lines(str(tmp_path / "empty.txt"))
-    none = subprocess.run(COMMAND, capture_output=True, text=True)
-    assert none.returncode == 2
-    assert "python launch/encode.py --model" in none.stdout
-
-
-def test_save_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
-        encode.save(np.zeros((1, 2), dtype=np.float32), str(tmp_path / "out.npy"))
-    assert list(tmp_path.iterdir()) == []

@@ -13,11 +13,11 @@ FLOORS = {
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments positives
           recipes config ds_json corpus bpe lock ranks stopping watchdog long_texts quantization
-          written serving_config""",
+          text_files vector_files written serving_config""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
-          reference prefill batches data checkpoint saving elastic health record run_folder""",
+          reference prefill batches data checkpoint saving elastic health record run_folder bulk""",
     2: """adapter_files adapters model frozen merge gem_config export encode memories memory_files
-          decoding inference decoding_batch""",
+          decoding identity inference embed_files decoding_batch""",
     3: """assemble build rehearsal engine evaluate serving_schemas serving_metrics serving_inputs
           serving_batches serving_door server serve""",
 }

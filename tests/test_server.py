@@ -123,9 +123,7 @@ def test_an_export_with_an_adapter_embeds_and_writes(strict: Served, adapter_fol
     found = vectors(client.embeddings.create(model=NAME, input=TEXTS))
     assert (found * offline.encode(TEXTS)).sum(1).min() > 0.9999
     answer = client.completions.create(model=NAME, prompt=PROMPTS[0], max_tokens=20, temperature=0)
-    assert answer.choices[0].text.rstrip("\ufffd") == offline.generate(
-        PROMPTS[0], max_new_tokens=20
-    ).rstrip("\ufffd")
+    assert answer.choices[0].text == offline.generate(PROMPTS[0], max_new_tokens=20)
 
 
 def test_completions_are_those_of_generate(client: openai.OpenAI, offline: GemModel) -> None:
@@ -134,7 +132,7 @@ def test_completions_are_those_of_generate(client: openai.OpenAI, offline: GemMo
         assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
         for prompt, choice in zip(PROMPTS, answer.choices, strict=True):
             expected = offline.generate(prompt, max_new_tokens=24, **more)
-            assert choice.text.rstrip("\ufffd") == expected.rstrip("\ufffd")
+            assert choice.text == expected
             assert choice.finish_reason in ("stop", "length")
         assert answer.usage.prompt_tokens == sum(offline.count_tokens(PROMPTS))
         assert 4 <= answer.usage.completion_tokens <= 4 * 24
@@ -212,7 +210,7 @@ def test_chats_are_the_templates(client: openai.OpenAI, folder: Path, offline: G
     )
     expected = offline.generate(np.array(ids, dtype=np.int32), max_new_tokens=20)
     assert answer.choices[0].message.role == "assistant"
-    assert (answer.choices[0].message.content or "").rstrip("\ufffd") == expected.rstrip("\ufffd")
+    assert (answer.choices[0].message.content or "") == expected
     assert answer.usage.prompt_tokens == len(ids)
 
 

@@ -94,7 +94,7 @@ def test_what_is_written_together_is_what_is_written_alone(gem: GemModel, made: 
 
     for i, (text, reason, tokens) in enumerate(go(do)):
         expected = gem.generate(prompts[i], max_new_tokens=10 + 5 * i, **hows[i % 3])
-        assert text.rstrip("\ufffd") == expected.rstrip("\ufffd")
+        assert text == expected
         assert (reason, tokens) == ("length", 10 + 5 * i) or reason == "stop"
 
 
@@ -201,7 +201,7 @@ def test_a_failure_is_told_and_the_others_go_on(
     vectors, (text, *_) = go(do)
     expected = gem.encode(["fine"], normalize=False)
     assert np.allclose(vectors, expected, atol=1e-4)
-    assert text.rstrip("\ufffd") == gem.generate("The", max_new_tokens=8).rstrip("\ufffd")
+    assert text == gem.generate("The", max_new_tokens=8)
     assert "IndexError" in capsys.readouterr().err
 
 

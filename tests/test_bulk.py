@@ -1,0 +1,66 @@
+"""Parts are done once, whatever interrupts; what is there was whole."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from gem_ds import bulk
+from gem_ds.errors import InputError
+from gem_ds.text_files import Text
+
+TEXTS = [Text(str(i), f"text {i}") for i in range(10)]
+
+
+class Work:
+    """Counts what it writes, and may fail at a part."""
+
+    def __init__(self, output: Path, fails_at: int | None = None) -> None:
+        self.output = output
+        self.fails_at = fails_at
+        self.written: list[str] = []
+
+    def write(self, path: Path, texts: Sequence[Text]) -> None:
+        if self.fails_at == len(self.written):
+            raise InputError("no more")
+        self.written.append(path.name)
+        path.write_text(",".join(text.id for text in texts))
+
+    def join(self, parts: Sequence[Path], output: Path) -> None:
+        output.write_text(" ".join(part.read_text() for part in parts))
+
+    def run(self, **identity: str) -> None:
+        bulk.run(TEXTS, identity, self.output, ".x", self.write, self.join, part=4)
+
+
+def test_parts_are_done_and_joined(tmp_path: Path) -> None:
+    work = Work(tmp_path / "out")
+    work.run()
+    assert (tmp_path / "out").read_text() == "0,1,2,3 4,5,6,7 8,9"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(work.written) == 3
+
+
+def test_only_what_is_missing_is_done_again(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(InputError, match="no more"):
+        Work(output, fails_at=2).run()
+    assert not output.exists()
+    second = Work(output)
+    second.run()
+    assert second.written == ["part-000002.x"]
+    assert output.read_text() == "0,1,2,3 4,5,6,7 8,9"
+
+
+def test_work_of_other_settings_is_refused_where_there_is_any(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(InputError):
+        Work(output, fails_at=0).run(prompt="a")
+    assert list(tmp_path.iterdir()) == [], "nothing to go on from"
+    with pytest.raises(InputError):
+        Work(output, fails_at=1).run(prompt="a", model="m")
+    with pytest.raises(InputError, match=r"out\.parts holds unfinished .* settings \(prompt\)"):
+        Work(output).run(prompt="b", model="m")
+    plan = json.loads((tmp_path / "out.parts" / "plan.json").read_text())
+    assert plan == {"prompt": "a", "model": "m", "part": 4}
