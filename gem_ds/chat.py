@@ -32,22 +32,27 @@ REFUSED = "refused by the chat template"
 TOO_LONG = f"chat longer than {LONGEST >> 20} Mi characters"
 
 
+def stored_template(vocab: Vocabulary) -> str | None:
+    """The tokenizer's chat template as it is stored, if it has one."""
+    config = json.loads(vocab.side_files.get("tokenizer_config.json", "{}"))
+    template = vocab.side_files.get("chat_template.jinja") or config.get("chat_template")
+    if isinstance(template, list):  # several by name, as older files have them
+        template = {one["name"]: one["template"] for one in template}.get("default")
+    return str(template) if template else None
+
+
 def template_of(vocab: Vocabulary, date: str = "") -> str:
     """The tokenizer's chat template; raises `InputError` if it has none.
 
     Where it writes the day's date, it writes `date` (YYYY-MM-DD) instead, without which that is an
     `InputError` too: the same command is to give the same shards on another day.
     """
-    config = json.loads(vocab.side_files.get("tokenizer_config.json", "{}"))
-    template = vocab.side_files.get("chat_template.jinja") or config.get("chat_template")
-    if isinstance(template, list):  # several by name, as older files have them
-        template = {one["name"]: one["template"] for one in template}.get("default")
-    if not template:
+    text = stored_template(vocab)
+    if text is None:
         raise InputError(
             f"the tokenizer in {vocab.source} has no chat template, which --messages-field "
             "needs; take the tokenizer of the chat model, or put a chat_template.jinja there"
         )
-    text = str(template)
     if NOW in text and date:
         day = datetime.date.fromisoformat(date)
         text = TODAY.sub(lambda match: repr(day.strftime(match[2])), text)  # a template's string
@@ -116,12 +121,31 @@ class Chat:
         ids = self.id_of[encoding.ids]
         return ids[:n], ids[n:]
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
+    def prompt(self, messages: Sequence[dict[str, Any]]) -> Ids:
+        """Ids of what leads to an answer to these messages.
+
+        They are those of Transformers' ``apply_chat_template`` with ``add_generation_prompt``,
+        messages that spell control tokens aside. Raises `Skip` if the template fails.
+        """
+        text = self._render([self._swapped(message) for message in messages], answering=True)
+        if len(text) > LONGEST:
+            raise Skip(TOO_LONG)
+        ids: Ids = self.id_of[
+            self.backend.encode(self._swapped(text), add_special_tokens=False).ids
+        ]
+        return ids
+
+    def _render(self, messages: list[dict[str, Any]], answering: bool = False) -> str:
         # Transformers' own rendering; it loads in a second, and loads no torch.
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, _ = render_jinja_template([messages], chat_template=self.template, **self.named)
+            texts, _ = render_jinja_template(
+                [messages],
+                chat_template=self.template,
+                add_generation_prompt=answering,
+                **self.named,
+            )
         except Exception:  # whatever a template raises for roles or fields that it does not know
             raise Skip(REFUSED) from None
         return encodable(texts[0])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
+from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     SuppressTokensLogitsProcessor,
@@ -54,6 +55,45 @@ class Sampling:
         return found
 
 
+class Chooser:
+    """What chooses one text's tokens, one after another, by `choose`."""
+
+    def __init__(self, lm: Any, sampling: Sampling) -> None:
+        self.settings = sampling.temperature, sampling.top_p
+        self.processors = sampling.processors(lm)
+        self.draws = sampling.temperature > 0
+        self.generator = torch.Generator(lm.device)
+        if sampling.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(sampling.seed)
+
+
+def choose(choosers: Sequence[Chooser], logits_BV: Tensor) -> list[int]:
+    """The next token of each of B texts.
+
+    Texts of the same settings have their logits prepared at once, which gives the same; each draws
+    from its own generator, so its tokens do not depend on the others.
+    """
+    tokens = [0] * len(choosers)
+    alike: dict[tuple[float, float], list[int]] = {}
+    for i, chooser in enumerate(choosers):
+        alike.setdefault(chooser.settings, []).append(i)
+    none = torch.empty(1, 0, dtype=torch.long)  # no processor looks at what there is already
+    for rows in alike.values():
+        scores_SV = choosers[rows[0]].processors(none, logits_BV[rows].float())
+        if not choosers[rows[0]].draws:
+            drawn = scores_SV.argmax(-1).tolist()
+        else:
+            drawn = [
+                int(torch.multinomial(weights_V, 1, generator=choosers[i].generator))
+                for i, weights_V in zip(rows, scores_SV.softmax(-1), strict=True)
+            ]
+        for i, token in zip(rows, drawn, strict=True):
+            tokens[i] = token
+    return tokens
+
+
 def end_tokens(lm: Any, vocab: Vocabulary) -> set[int]:
     """What ends a text: the tokenizer's eos token, and those that the model's generation config
     names."""
@@ -71,25 +111,16 @@ def tokens(
     `cache` holds what the prompt attends beside itself, and is written in. An end token is
     yielded like any other.
     """
-    processors = sampling.processors(lm)
-    generator = torch.Generator(lm.device)
-    if sampling.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(sampling.seed)
+    chooser = Chooser(lm, sampling)
     ids_1T = torch.from_numpy(prompt).long().to(lm.device)[None]
     for _ in range(n):
         places = torch.arange(position, position + ids_1T.shape[1], device=lm.device)[None]
         reading = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        logits_1V = lm(input_ids=ids_1T, position_ids=places, **reading).logits[:, -1].float()
-        scores_1V = processors(ids_1T, logits_1V)
-        if sampling.temperature:
-            token = torch.multinomial(scores_1V.softmax(-1), 1, generator=generator)
-        else:
-            token = scores_1V.argmax(-1, keepdim=True)
+        logits_1V = lm(input_ids=ids_1T, position_ids=places, **reading).logits[:, -1]
+        (token,) = choose([chooser], logits_1V)
         position += ids_1T.shape[1]
-        ids_1T = token
-        yield int(token)
+        ids_1T = torch.tensor([[token]], device=lm.device)
+        yield token
 
 
 def pieces(vocab: Vocabulary, before: Ids, written: Iterable[int], ends: set[int]) -> Iterator[str]:

@@ -208,7 +208,7 @@ class Encoder:
         if self.backbone.device.type == "cpu":
             batch_tokens = min(batch_tokens, CPU_TOKENS)
         for batch in batches([len(document) for document in read.documents], batch_tokens):
-            whole_BC = self._embed([read.documents[i] for i in batch])
+            whole_BC = self.embed([read.documents[i] for i in batch])
             raw_DC[batch] = whole_BC[:, :size].cpu().numpy()
             bar.update(len(batch))
         bar.close()
@@ -234,8 +234,9 @@ class Encoder:
         )
 
     @torch.inference_mode()
-    def _embed(self, documents: Sequence[Ids]) -> Tensor:
-        """(D, C) float32 embeddings of the documents of one stream."""
+    def embed(self, documents: Sequence[Ids]) -> Tensor:
+        """(D, C) float32 embeddings, not normalized, of the documents ``bos text summary`` of one
+        stream."""
         arguments, bounds_D4 = stream(
             documents,
             len(self.summary_tokens),

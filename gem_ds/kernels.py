@@ -75,15 +75,32 @@ class Dense(NamedTuple):
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, sinks: Tensor | None
     ) -> Tensor:
         k, v = (repeated(x, q.shape[0] // x.shape[0]) for x in (k, v))
-        scores_NTT = (q @ k.transpose(1, 2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
-        if cap:
-            scores_NTT = torch.tanh(scores_NTT / cap) * cap
-        scores_NTT = scores_NTT.masked_fill(~self.mask_TT, float("-inf"))
-        if sinks is not None:
-            column = sinks.to(scores_NTT)[:, None, None].expand(-1, scores_NTT.shape[1], 1)
-            scores_NTT = torch.cat([scores_NTT, column], dim=-1)
-        weights_NTT = scores_NTT.softmax(-1).to(v.dtype)[..., : k.shape[1]]
-        return (weights_NTT @ v).transpose(0, 1)
+        sinks = None if sinks is None else sinks[:, None, None]
+        return weighted(q, k, v, self.mask_TT, scale, cap, sinks).transpose(0, 1)
+
+
+def weighted(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scale: float,
+    cap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """(..., Q, H) attention of queries (..., Q, H) to keys and values (..., K, H) as written down.
+
+    `mask` (..., Q, K) is True where a query sees a key; `sinks` is of a shape (..., Q, 1). The
+    softmax is in fp32 at least; see `Kernel.attend` for `cap` and `sinks`.
+    """
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    if cap:
+        scores = torch.tanh(scores / cap) * cap
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        column = sinks.to(scores).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    return scores.softmax(-1).to(v.dtype)[..., : k.shape[-2]] @ v
 
 
 class Varlen(NamedTuple):

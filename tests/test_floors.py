@@ -14,15 +14,17 @@ FLOORS = {
           local finish prepare_config cluster prepare verification inspection segments positives
           recipes config ds_json corpus bpe lock ranks stopping watchdog shapes flops expected
           zero visits gathering communication activations memory hardware speed ways plan_files
-          plan plan_flags plan_report long_texts quantization text_files vector_files""",
+          plan plan_flags plan_report long_texts quantization text_files vector_files written
+          serving_config""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
           checkpoint saving elastic health record run_folder ds_keys bulk""",
     2: """adapter_files adapters model frozen merge gem_config gem_embedding export_weights
           export_embed model_card export encode memories memory_files decoding identity
-          inference embed_files""",
-    3: """assemble build rehearsal engine evaluate eval_results eval_data eval_tasks eval_items
-          eval_mteb eval_lm eval_reconstruct eval_scores eval_compare""",
+          inference embed_files decoding_batch""",
+    3: """assemble build rehearsal engine evaluate serving_schemas serving_metrics
+          serving_inputs serving_batches serving_door server serve eval_results eval_data
+          eval_tasks eval_items eval_mteb eval_lm eval_reconstruct eval_scores eval_compare""",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.
@@ -35,6 +37,7 @@ LIBRARIES = {
     "mteb": 3,
     "lm_eval": 3,
     "sentence_transformers": 3,
+    "fastapi": 3,
 }
 # Registering a function with Transformers is all that `attention` wants of it.
 EXCEPTIONS = {"attention": {"transformers"}}

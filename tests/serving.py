@@ -1,0 +1,48 @@
+"""Tiny exports to serve: with a chat template and fully trained, or with an adapter and none."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from exports import SIZES, gem_config, run_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gem_ds import adapter_files, adapters
+from gem_ds.export import export
+
+POSITIONS = 512
+TEMPLATE = (
+    "{% for message in messages %}{{ bos_token if loop.first }}"
+    "{% if message['role'] == 'system' and not loop.first %}"
+    "{{ raise_exception('System comes first') }}{% endif %}"
+    "{{ '[' + message['role'] + '] ' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+def export_to_serve(
+    base_tokenizer: Path, work: Path, template: str | None = TEMPLATE, adapter: bool = False
+) -> Path:
+    """The folder of an export whose model has `POSITIONS` positions."""
+    base = shutil.copytree(base_tokenizer, work / "base")
+    if template is not None:
+        (base / "chat_template.jinja").write_text(template)
+    vocab, summary_tokens = run_tokenizer(base, work / "tokenizer")
+    sizes = {**SIZES, "max_position_embeddings": POSITIONS, "vocab_size": vocab.size + 5}
+    torch.manual_seed(0)
+    lm = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    trained = None
+    weights = dict(lm.state_dict())
+    gem = gem_config(summary_tokens, "isolated")
+    if adapter:
+        adapters.inject(lm, "summary", 4, 8.0, summary_tokens, 0)
+        with torch.no_grad():
+            for name, parameter in lm.named_parameters():
+                if ".lora_B." in name:
+                    parameter.normal_(std=0.1)
+        weights, lora = adapter_files.separated(lm.state_dict())
+        trained = adapter_files.Adapter(lora, 8.0)
+        gem = type(gem)(**{**vars(gem), "adapter": True})
+    output = work / "export"
+    export(weights, lm.config, work / "tokenizer", gem, output, torch.float32, None, trained)
+    return output

@@ -1,0 +1,114 @@
+"""Starting and stopping a server: faults are one sentence, what is under way is finished."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from processes import until
+from served import NAME, ROOT, served
+from serving import export_to_serve
+
+from gem_ds.errors import InputError
+from gem_ds.serve import serve
+from gem_ds.serving_config import ServeConfig
+
+COMMAND = [sys.executable, str(ROOT / "launch" / "serve.py")]
+
+
+def test_sigterm_ends_it_when_everything_is_answered(tokenizer_dir: Path, tmp_path: Path) -> None:
+    folder = export_to_serve(tokenizer_dir, tmp_path)
+    body: Any = {"model": NAME, "prompt": "The", "max_tokens": 300, "n": 4, "seed": 0}
+    answers: dict[str, Any] = {}
+    with served(folder) as server:
+
+        def ask(name: str, **more: Any) -> None:
+            with server.client() as plain:
+                answers[name] = plain.post("/v1/completions", json={**body, **more})
+
+        threads = [
+            threading.Thread(target=ask, args=("whole",)),
+            threading.Thread(target=ask, args=("stream",), kwargs={"stream": True}),
+        ]
+        for thread in threads:
+            thread.start()
+        with server.client() as plain:
+            assert until(lambda: 'gem_tokens_total{kind="write"}' in plain.get("/metrics").text, 20)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url, trust_env=False)
+        for thread in threads:
+            thread.join()
+        status = server.process.wait(30)
+    assert status == 0
+    assert answers["whole"].status_code == 200
+    assert all(c["finish_reason"] for c in answers["whole"].json()["choices"])
+    events = answers["stream"].text.strip().split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    ends = [json.loads(e.removeprefix("data: "))["choices"][0] for e in events[:-1]]
+    assert sum(choice["finish_reason"] is not None for choice in ends) == 4
+
+
+def test_a_port_in_use_is_one_sentence_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"cannot listen on port {port} of 127.0.0.1 \(Addr"):
+            serve(ServeConfig(model="nowhere", port=port))
+    with pytest.raises(InputError, match=r"cannot listen on port 0 of 192.0.2.1"):
+        serve(ServeConfig(model="nowhere", host="192.0.2.1", port=0))
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("uvicorn", "fastapi"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, name, None)
+            without.delitem(sys.modules, "gem_ds.server", raising=False)
+            with pytest.raises(InputError, match=rf"needs {name}.*pip install 'gem_ds\[serve\]'"):
+                serve(ServeConfig(model="nowhere", port=0))
+
+
+def test_no_export_no_key_wrong_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match=r"has no gem_config\.json"):
+        serve(ServeConfig(model=str(tmp_path), port=0))
+    (tmp_path / "key").write_text(" \n")
+    with pytest.raises(InputError, match=r"the API key in .*key is empty"):
+        serve(ServeConfig(model=str(tmp_path), port=0, api_key_file=str(tmp_path / "key")))
+    (tmp_path / "key").write_text("secret\n")
+    assert ServeConfig(model="x", api_key_file=str(tmp_path / "key")).api_key() == "secret"
+    monkeypatch.setenv("GEM_API_KEY", "other")
+    assert ServeConfig(model="x").api_key() == "other"
+    for wrong in (
+        {"max_queue": 0},
+        {"timeout_seconds": float("nan")},
+        {"max_body_mb": 0.0},
+        {"port": 70000},
+        {"long_texts": "keep"},
+    ):
+        name = f"--{next(iter(wrong)).replace('_', '-')}"
+        with pytest.raises(InputError, match=name):
+            ServeConfig(model="x", **wrong)
+    assert ServeConfig(model="exports/gem/").served_name == "gem"
+
+
+def test_the_command_says_how_it_is_used() -> None:
+    none = subprocess.run(COMMAND, capture_output=True, text=True)
+    assert none.returncode == 2
+    assert "python launch/serve.py --model" in none.stdout
+    for field in fields(ServeConfig):
+        assert f"--{field.name.replace('_', '-')} " in none.stdout
+    wrong = subprocess.run(
+        [*COMMAND, "--model", "x", "--port", "99999"], capture_output=True, text=True
+    )
+    assert wrong.returncode == 2
+    assert re.fullmatch(r"error: --port is 99999, it must be .*\n", wrong.stderr)

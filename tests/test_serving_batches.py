@@ -1,0 +1,214 @@
+"""The model's thread: who is next, who joins, who leaves, and what a failure takes with it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from serving import export_to_serve
+
+from gem_ds.decoding import Sampling
+from gem_ds.inference import GemModel
+from gem_ds.serving_batches import EMBED, WRITE, Piece, Ticket, ToEmbed, ToWrite, Worker
+from gem_ds.serving_config import ServeConfig
+from gem_ds.serving_inputs import Inputs
+from gem_ds.serving_metrics import Metrics
+from gem_ds.serving_schemas import ApiError, EmbeddingRequest
+
+
+@pytest.fixture(scope="module")
+def gem(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> GemModel:
+    folder = export_to_serve(tokenizer_dir, tmp_path_factory.mktemp("batches"))
+    return GemModel.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture
+def made(gem: GemModel) -> Iterator[Callable[..., Worker]]:
+    workers: list[Worker] = []
+
+    def make(**flags: Any) -> Worker:
+        config = ServeConfig(model="x", **flags)
+        workers.append(Worker(gem, config, Metrics()))
+        return workers[-1]
+
+    yield make
+    for worker in workers:
+        if worker.is_alive():
+            worker.close()
+
+
+def documents(gem: GemModel, texts: Sequence[str]) -> list[np.ndarray]:
+    inputs = Inputs(gem, ServeConfig(model="x"))
+    return inputs.documents(EmbeddingRequest(model="x", input=list(texts)))[0]
+
+
+def prompt(gem: GemModel, text: str) -> np.ndarray:
+    return documents(gem, [text])[0][:-1]
+
+
+def to_write(gem: GemModel, text: str, n: int, ticket: Ticket, **how: Any) -> ToWrite:
+    return ToWrite(prompt(gem, text), n, Sampling(**how), (), 0, ticket)
+
+
+async def whole(ticket: Ticket) -> tuple[str, str, int]:
+    text = ""
+    while True:
+        piece: Piece = await ticket.next()
+        text += piece.text
+        if piece.reason:
+            return text, piece.reason, piece.tokens
+
+
+def counts(worker: Worker, kind: str) -> float:
+    found = worker.metrics.registry.get_sample_value("gem_batch_texts_count", {"kind": kind})
+    return found or 0.0
+
+
+def go(do: Callable[[], Awaitable[Any]]) -> Any:
+    async def within() -> Any:
+        return await asyncio.wait_for(do(), 60)
+
+    return asyncio.run(within())
+
+
+def test_what_is_written_together_is_what_is_written_alone(gem: GemModel, made: Any) -> None:
+    prompts = ["The string", "def f", "x", "A list of words is", "é", "return the"]
+    hows: list[Any] = [
+        {},
+        {"temperature": 0.8, "seed": 7},
+        {"temperature": 1.0, "top_p": 0.5, "seed": 1},
+    ]
+
+    async def do() -> list[Any]:
+        worker = made(max_together=4)  # so that some must wait for others
+        tickets = [Ticket() for _ in prompts]
+        jobs = [
+            to_write(gem, text, 10 + 5 * i, tickets[i], **hows[i % 3])
+            for i, text in enumerate(prompts)
+        ]
+        worker.submit(jobs)
+        worker.start()
+        return await asyncio.gather(*map(whole, tickets))
+
+    for i, (text, reason, tokens) in enumerate(go(do)):
+        expected = gem.generate(prompts[i], max_new_tokens=10 + 5 * i, **hows[i % 3])
+        assert text == expected
+        assert (reason, tokens) == ("length", 10 + 5 * i) or reason == "stop"
+
+
+def test_a_small_request_does_not_wait_for_a_large_one(gem: GemModel, made: Any) -> None:
+    async def do() -> tuple[float, float, Any, Any]:
+        worker = made(max_batch_tokens=200)
+        large, small = Ticket(), Ticket()
+        many = documents(gem, [f"text number {i} of many" for i in range(200)])
+        worker.submit([ToEmbed(many, large), ToEmbed(many[5:6], small)])
+        worker.start()
+        vector = await small.next()
+        so_far = counts(worker, EMBED)
+        vectors = await large.next()
+        return so_far, counts(worker, EMBED), vector, vectors
+
+    so_far, in_all, vector, vectors = go(do)
+    assert so_far < 4 < in_all
+    assert vectors.shape == (200, 32)
+    assert np.allclose(vector[0], vectors[5], atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [EMBED, WRITE])
+def test_neither_kind_starves_the_other(gem: GemModel, made: Any, first: str) -> None:
+    async def do() -> tuple[float, float]:
+        worker = made(max_batch_tokens=400)
+        embedding, writing = Ticket(), Ticket()
+        few = first == EMBED  # whose request is short
+        many = documents(gem, ["a text to embed"] * (40 if few else 2000))
+        worker.submit([ToEmbed(many, embedding)])
+        worker.submit([to_write(gem, "The", 480 if few else 20, writing)])
+        worker.start()
+        await (embedding.next() if few else whole(writing))
+        done = counts(worker, EMBED), counts(worker, WRITE)
+        embedding.cancelled = writing.cancelled = True
+        return done
+
+    embedded, written = go(do)
+    if first == EMBED:
+        assert written < 300
+    else:
+        assert embedded < 300
+    assert embedded > 1
+    assert written > 1
+
+
+def test_what_is_cancelled_ends(gem: GemModel, made: Any) -> None:
+    async def do() -> Worker:
+        worker = made(max_batch_tokens=100)
+        gone, stays, embedding = Ticket(), Ticket(), Ticket()
+        worker.submit([to_write(gem, "The", 490, gone), to_write(gem, "A", 60, stays)])
+        worker.submit([ToEmbed(documents(gem, ["some text"] * 2000), embedding)])
+        worker.start()
+        await gone.next()
+        gone.cancelled = embedding.cancelled = True
+        await whole(stays)
+        return worker
+
+    worker = go(do)
+    worker.close()
+    assert counts(worker, WRITE) < 200
+    assert counts(worker, EMBED) < 200
+    assert not worker.batch.kept
+
+
+def test_the_cache_holds_no_more_than_it_may(gem: GemModel, made: Any) -> None:
+    async def do() -> Worker:
+        worker = made(max_cache_tokens=256)  # two texts of up to 128 tokens
+        tickets = [Ticket() for _ in range(6)]
+        worker.submit([to_write(gem, f"Text {i}", 80, ticket) for i, ticket in enumerate(tickets)])
+        worker.submit([to_write(gem, "Long", 400, last := Ticket())])  # more, so alone
+        worker.start()
+        await asyncio.gather(*map(whole, [*tickets, last]))
+        return worker
+
+    worker = go(do)
+    for most, all_of_them in (("1.0", False), ("2.0", True)):
+        about = {"kind": WRITE, "le": most}
+        found = worker.metrics.registry.get_sample_value("gem_batch_texts_bucket", about)
+        assert (found == counts(worker, WRITE)) == all_of_them
+
+
+def test_a_failure_is_told_and_the_others_go_on(
+    gem: GemModel, made: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def do() -> Any:
+        worker = made()
+        worker.start()
+        bad = Ticket()
+        worker.submit([ToEmbed([np.array([0, 10**6, 400], dtype=np.int32)], bad)])
+        with pytest.raises(ApiError, match="the model failed") as error:
+            await bad.next()
+        assert error.value.status == 500
+        wrong = Ticket()
+        job = to_write(gem, "x", 5, wrong)
+        job.prompt = np.array([0, 10**6], dtype=np.int32)
+        worker.submit([job])
+        with pytest.raises(ApiError, match="the model failed"):
+            await wrong.next()
+        good, text = Ticket(), Ticket()
+        worker.submit([ToEmbed(documents(gem, ["fine"]), good), to_write(gem, "The", 8, text)])
+        assert worker.answers(60)
+        return await good.next(), await whole(text)
+
+    vectors, (text, *_) = go(do)
+    expected = gem.encode(["fine"], normalize=False)
+    assert np.allclose(vectors, expected, atol=1e-4)
+    assert text == gem.generate("The", max_new_tokens=8)
+    assert "IndexError" in capsys.readouterr().err
+
+
+def test_whether_it_answers(gem: GemModel, made: Any) -> None:
+    worker = made()
+    assert not worker.answers(60)  # not begun
+    worker.start()
+    assert worker.answers(60)
+    worker.close()
+    assert not worker.answers(60)
