@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from gem_ds import bulk, dist, memory_files, ranks, tokenization, vector_files
+from gem_ds import bulk, dist, memory_files, ranks, vector_files
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
 from gem_ds.gem_config import find_export, read_gem_config
-from gem_ds.identity import fingerprint
 from gem_ds.inference import GemModel
 from gem_ds.long_texts import LongTexts
 from gem_ds.quantization import Precision
@@ -152,9 +151,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 
 def _identity(model: str, source: TextFile) -> dict[str, Any]:
-    folder = find_export(model)
-    vocab = tokenization.load(folder)
     return {
         "texts": source.identity(),
-        "model": fingerprint(folder, vocab, read_gem_config(folder)),
+        "model": read_gem_config(find_export(model)).fingerprint,
     }

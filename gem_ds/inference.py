@@ -23,7 +23,6 @@ from gem_ds.decoding import Sampling
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
 from gem_ds.gem_config import GemConfig, find_export, read_gem_config
-from gem_ds.identity import fingerprint
 from gem_ds.long_texts import LongTexts
 from gem_ds.memory_files import Memory
 from gem_ds.quantization import Precision
@@ -48,7 +47,7 @@ class GemModel:
             encode.put_on_adapter(self._reader, folder)
         self.encoder = Encoder.of_export(self._reader.base_model, vocab, gem)
         self.max_tokens = self.encoder.max_tokens
-        self.fingerprint = fingerprint(folder, vocab, gem)
+        self.fingerprint = gem.fingerprint
 
     @classmethod
     def from_pretrained(

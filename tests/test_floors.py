@@ -20,7 +20,7 @@ FLOORS = {
           cross_entropy recompute profiling reference prefill batches data lazy partitions
           checkpoint saving elastic health record run_folder ds_keys bulk""",
     2: """adapter_files adapters model frozen merge gem_config gem_embedding export_weights
-          export_embed model_card export encode memories memory_files decoding identity
+          export_embed model_card export encode memories memory_files decoding
           inference embed_files decoding_batch""",
     3: """assemble build rehearsal engine evaluate serving_schemas serving_metrics
           serving_inputs serving_batches serving_door server serve eval_results eval_data
