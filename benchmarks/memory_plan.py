@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from planned import config_of, counts_of, launch, prepare, shape_of, start, trained_of, zero_of
+from planned import config_of, launch, prepare, shape_of, start, trained_of, zero_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -147,9 +147,7 @@ def plan(run: Any, batch: Any) -> memory.Memory:
     every = int(config.gradient_checkpointing)
     trace = Trace(shape, trained_of(run), every, chunks)
     traffic = communication.step(trace, zero, ranks, 1, len(batch.anchors), shape.hidden, base)
-    work = memory.Work(
-        counts_of(run, batch), len(batch.anchors), 1 + (config.negatives == "all"), every
-    )
+    work = memory.Work(batch.counts, len(batch.anchors), 1 + (config.negatives == "all"), every)
     return memory.of_rank(shape, trace, zero, ranks, work, traffic, base)
 
 

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gem_ds import build, expected, flops, shapes, zero
-from gem_ds.batches import Batch
+from gem_ds import build, expected, shapes, zero
 from gem_ds.config import TrainConfig
 from gem_ds.manifest import Manifest
 from gem_ds.recipes import RECIPES
@@ -134,20 +133,6 @@ def trained_of(run: build.Run) -> Trained:
     k = len(Manifest.load(config.shards).summary_tokens)
     adapted = config.adapter != "none"
     return Trained(config.adapter, config.lora_rank if adapted else 0, k)
-
-
-def counts_of(run: build.Run, batch: Batch) -> flops.StreamCounts:
-    """As the plan has it, of a real micro-batch."""
-    counts = flops.count(
-        batch.plan.bounds_D4,
-        len(batch.targets),
-        run.config.summary_attention,
-        frozen_text=batch.split is not None,
-    )
-    if batch.reference is None:
-        return counts
-    n = len(batch.reference.index)
-    return flops.StreamCounts(**{**vars(counts), "reference": n})
 
 
 def data_of(run: build.Run) -> expected.Data:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gem_ds import layout
+from gem_ds import flops, layout
 from gem_ds.attention import Backend, Plan, make_plan
 from gem_ds.kernels import move
 from gem_ds.layout import END, PAD_MULTIPLE, START, SUMMARY, Bounds, Index
@@ -43,6 +43,7 @@ class Batch:
     n_padding: int
     reference: Reference | None  # what the base reads of these rows, where it is asked
     split: Split | None  # two passes, where a frozen base computes the text; the plan is of `rest`
+    counts: flops.StreamCounts  # what of it costs operations
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, copied asynchronously from pinned memory where there is a GPU."""
@@ -64,6 +65,7 @@ class BatchOptions:
     summary_attention: SummaryAttention = "isolated"
     reference_capacity: int = 0  # the most tokens of a micro-batch, where a base is compared with
     frozen_text: bool = False  # training changes nothing before the summary tokens
+    window: int | None = None  # of the model's layers, for counting operations alone
 
 
 class _Stream:
@@ -181,6 +183,14 @@ def make_batch(
         n_padding=n_padding,
         reference=reference,
         split=split,
+        counts=flops.count(
+            bounds_D4,
+            len(index_N),
+            options.summary_attention,
+            options.window,
+            options.frozen_text,
+            trained if reference else None,
+        ),
     )
 
 

@@ -17,7 +17,7 @@ import deepspeed
 import torch
 from transformers import AutoConfig
 
-from gem_ds import attention, checkpoint, dist, ds_keys, elastic, ranks, record, run_folder
+from gem_ds import attention, checkpoint, dist, ds_keys, elastic, ranks, record, run_folder, shapes
 from gem_ds.assemble import build_engine, dtype_of
 from gem_ds.batches import BatchOptions
 from gem_ds.config import TrainConfig
@@ -46,6 +46,7 @@ class Run:
     state: dict[str, Any]  # what its checkpoints must agree with, and a record
     first_step: int
     watchdog: Watchdog
+    shape: shapes.Shape | None  # of the model, where its operations can be counted
 
     @property
     def folder(self) -> Path:
@@ -102,9 +103,10 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
             f"{precision} on the {device.type}, attention {backend}, "
             f"{config.summary_attention} summaries"
         )
+    shape = _shape(engine.module.lm)
     loader = Loader(
         shards,
-        _batch_options(config, manifest, backend),
+        _batch_options(config, manifest, backend, shape.window if shape else None),
         config.rows_per_step,
         config.rows_per_micro_batch,
         dist.rank(),
@@ -112,7 +114,7 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
         config.seed,
     )
     schedule = _schedule(config, hidden_size)
-    return Run(config, device, engine, loader, schedule, state, first_step, watchdog)
+    return Run(config, device, engine, loader, schedule, state, first_step, watchdog, shape)
 
 
 def _warn_of_other_negatives(config: TrainConfig, saved: dict[str, Any]) -> None:
@@ -129,7 +131,7 @@ def _warn_of_other_negatives(config: TrainConfig, saved: dict[str, Any]) -> None
 
 
 def _batch_options(
-    config: TrainConfig, manifest: Manifest, backend: attention.Backend
+    config: TrainConfig, manifest: Manifest, backend: attention.Backend, window: int | None
 ) -> BatchOptions:
     return BatchOptions(
         positives=PositiveOptions(
@@ -148,7 +150,17 @@ def _batch_options(
         if config.kl_to_base
         else 0,
         frozen_text=config.adapter == "summary",
+        window=window,
     )
+
+
+def _shape(lm: Any) -> shapes.Shape | None:
+    """None for a family whose sizes `shapes` does not know."""
+    config = lm.config.get_text_config().to_dict()
+    try:
+        return shapes.of_config(config, "this model")
+    except InputError:
+        return None
 
 
 def _schedule(config: TrainConfig, hidden_size: int) -> Schedule:

@@ -90,6 +90,7 @@ class _CrossEntropy(torch.autograd.Function):
                 to_hidden += rounded_Nv @ weight_VC[first:last]
             if to_weight is not None:
                 torch.mm(rounded_Nv.T, hidden_NC, out=to_weight[first:last])
+            del logits_Nv, grad_Nv, rounded_Nv, slope_Nv  # before those of the next chunk come
         if to_hidden is not None:
             to_hidden = to_hidden.to(hidden_NC.dtype)
         return to_hidden, to_weight, to_bias, None, None

@@ -12,8 +12,9 @@ from gem_ds.batches import Batch
 from gem_ds.build import Run, open_run
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError, StoppedError
+from gem_ds.flops import of_stream
 from gem_ds.health import Health
-from gem_ds.metrics import Metrics, memory_gib
+from gem_ds.metrics import Metrics, memory_gib, utilization
 from gem_ds.objectives import step_loss
 from gem_ds.profiling import profiled
 from gem_ds.rehearsal import memory_advice, rehearse
@@ -113,6 +114,15 @@ def _loop(
         )
 
 
+def operations(run: Run, batches: Sequence[Batch]) -> int:
+    """Floating-point operations that a rank's micro-batches need, by `flops`; 0 if unknown."""
+    if run.shape is None:
+        return 0
+    trained = "all" if run.config.adapter == "none" else run.config.adapter
+    how = (trained, run.config.lora_rank)
+    return round(sum(of_stream(run.shape, batch.counts, *how).model for batch in batches))
+
+
 class Step(NamedTuple):
     """A step that was taken."""
 
@@ -141,9 +151,10 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
         sum(b.input_ids.numel() for b in batches),
         sum(b.n_padding for b in batches),
         sum(len(b.reference.index) for b in batches if b.reference),
+        operations(run, batches),
     ]
     counts = dist.sum_over_ranks(torch.tensor(local, dtype=torch.int64, device=device)).tolist()
-    n_targets, n_anchors, n_tokens, n_padding, n_reference = counts
+    n_targets, n_anchors, n_tokens, n_padding, n_reference, n_operations = counts
 
     sums = torch.zeros(5, dtype=torch.float64, device=device)
     for batch in batches:
@@ -191,5 +202,6 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
         "speed/tokens_per_second": n_tokens / seconds,
         "speed/targets_per_second": n_targets / seconds,
         "memory/gib": memory_gib(device),
+        **utilization(n_operations / seconds / dist.world_size(), device),
     }
     return Step(values, batches, [int(n) for n in sums_of_all[5:]])

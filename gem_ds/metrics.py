@@ -11,6 +11,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from gem_ds.hardware import GPUS
+
 FILE = "metrics.jsonl"
 
 
@@ -89,3 +91,17 @@ def memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return float(psutil.Process().memory_info().rss) / 2**30
+
+
+def utilization(rate: float, device: torch.device) -> dict[str, float]:
+    """Of operations a second on each rank: in TFLOP/s, and as a share of the GPU's dense bf16 peak
+    (MFU) where that is known. Nothing where operations could not be counted."""
+    if not rate:
+        return {}
+    found = {"speed/tflops": rate / 1e12}
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device).lower()
+        for gpu in GPUS.values():
+            if gpu.name in name:
+                found["speed/mfu"] = rate / gpu.peak
+    return found
