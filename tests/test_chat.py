@@ -166,3 +166,14 @@ def test_documents_have_the_controls_of_the_template_alone(family: Family) -> No
     ids = made.input_ids.tolist()
     assert ids[summary:suffix] == asked["summary_token_ids"]
     assert ids[:summary] + ids[suffix:] == family.expected(messages)
+
+
+@pytest.mark.parametrize("contents", CONVERSATIONS)
+def test_a_prompt_is_that_of_apply_chat_template(family: Family, contents: list[str]) -> None:
+    messages = turns(contents)[: len(contents) - 1 + len(contents) % 2]  # a user's is the last
+    expected = family.expected(messages, add_generation_prompt=True)
+    assert family.chat.prompt(messages).tolist() == expected
+    spelled = [*messages[:-1], {"role": "user", "content": "a" + "".join(family.controls.values())}]
+    plain = [*messages[:-1], {"role": "user", "content": "a b"}]
+    counts = [family.counted(family.chat.prompt(talk).tolist()) for talk in (spelled, plain)]
+    assert counts[0] == counts[1]

@@ -84,3 +84,15 @@ def test_control_tokens_are_no_text(tokenizer_dir: Path) -> None:
     ids = tokenization.encode(vocab, ["a b"])[0].tolist()
     pieces, rest = write(vocab, np.array([0], dtype=np.int32), [*ids, 1, *ids])
     assert "".join(pieces) + rest == "a ba b"
+
+
+def test_of_two_stop_words_in_one_token_the_first_counts(tokenizer_dir: Path) -> None:
+    vocab = tokenization.load(tokenizer_dir)
+    token, text = next(
+        (i, text)
+        for i in range(2, 400)
+        if len(set(text := vocab.backend.decode([i]))) > 2 and text.isalpha()
+    )
+    written = Written(vocab, np.array([], dtype=np.int32), [text[2], text[1]])
+    assert written.add(token) == text[:1]
+    assert written.stopped
