@@ -157,7 +157,7 @@ def main() -> None:
         model = GemModel.from_pretrained(export)
         device = model.lm.device
         on_gpu = device.type == "cuda"
-        about["device"] = torch.cuda.get_device_name(device) if on_gpu else platform.processor()
+        about["device"] = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
         about["dtype"] = str(model.lm.dtype)
         for name in args.only:
             began = time.monotonic()

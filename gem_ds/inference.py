@@ -156,8 +156,8 @@ class GemModel:
         The prompt is text, in which control tokens are text, or ids that are taken as they are, of
         a chat template say. It has the bos token in front, or reads memories instead: then it
         attends these and itself, as a suffix does in training. Each memory's keys stay at the
-        positions of their own text, and the prompt begins behind the longest of these, so what one
-        memory says of the other's place is nothing.
+        positions of their own text, and the prompt begins behind the longest of these; their order
+        does not matter.
 
         It ends at an end token, a stop string, which is left out, `max_new_tokens`, or where the
         model has no more positions. Drawn is as `decoding.Sampling` says. Raises `InputError` at
@@ -227,7 +227,7 @@ class GemModel:
                 strict=True,
             )
         ]
-        # Without the config, so that no window drops a summary token.
+        # Without the config: what a window hides is the masks' business.
         return DynamicCache(layers), max(m.position for m in given)
 
     def _text(self, before: Ids, written: Iterator[int], stop: Sequence[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizer_families
 import torch
 from exports import tiny
 from transformers import DynamicCache
@@ -90,3 +91,11 @@ def test_sampling_that_cannot_be_is_refused() -> None:
     for wrong in ({"temperature": float("nan")}, {"top_p": 1.5}):
         with pytest.raises(InputError, match="it must be"):
             Sampling(**wrong)
+
+
+def test_a_space_between_prompt_and_text_is_kept(tmp_path: Path) -> None:
+    """Tokenizers that mark words drop the space before the first word of a text."""
+    vocab = tokenization.load(tokenizer_families.save("llama2", tmp_path / "t"))
+    before, behind = (vocab.backend.encode(t, add_special_tokens=False).ids for t in ("a", "of a"))
+    assert "".join(decoding.pieces(vocab, np.array(before), behind, set())) == " of a"
+    assert "".join(decoding.pieces(vocab, np.array([]), behind, set())) == "of a"
