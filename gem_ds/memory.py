@@ -135,11 +135,17 @@ def _states(
 
 
 def _kept(shape: Shape, b: int, work: Work) -> float:
-    tokens, targets = work.counts.tokens, work.counts.targets
-    ends = (4 + 2 * b) * shape.hidden + 2 * b * shape.head_dim  # the last norm, the rotation
-    per_token = activations.kept(shape, b, work.checkpoint_every) + ends
-    whole = work.counts.first_tokens and work.counts.first_tokens + tokens
-    return tokens * per_token + b * shape.hidden * (targets + 2 * whole)
+    """What all decoder layers keep, and the rotation that they share."""
+    rotation = 2 * b * shape.head_dim
+    return work.counts.tokens * (activations.kept(shape, b, work.checkpoint_every) + rotation)
+
+
+def _behind_layers(shape: Shape, b: int, counts: StreamCounts) -> float:
+    """What the last norm keeps, the hidden states of targets and, of a stream in two passes, the
+    whole stream's: gone when the layers' backward passes begin."""
+    whole = counts.first_tokens and counts.first_tokens + counts.tokens
+    norm = (4 + 2 * b) * shape.hidden * counts.tokens
+    return norm + b * shape.hidden * (counts.targets + 2 * whole)
 
 
 def _contrastive(shape: Shape, work: Work, ranks: int) -> float:
@@ -156,12 +162,14 @@ def _moments(shape: Shape, trace: Trace, b: int, work: Work, base: Base | None) 
     together = min(counts.targets, work.logits_chunk or counts.targets)
     matrix = max(module.matrices for module in shape.layer())
     layer = activations.layer(shape, b) if work.checkpoint_every else 0.0
-    of_layer = counts.tokens * (layer + activations.backward(shape, b))
+    # With the gradient of its output.
+    of_layer = counts.tokens * (layer + activations.backward(shape, b) + b * shape.hidden)
     if counts.first_tokens:
         keys = counts.first_tokens * 2 * shape.kv_heads * shape.head_dim * b
         of_layer += 2 * keys  # with those of the texts beside its own, and their gradients
+    head = _behind_layers(shape, b, counts) + head_gradient
     moments = {
-        "head and loss": activations.logits(shape, b, together) + head_gradient,
+        "head and loss": activations.logits(shape, b, together) + head,
         "backward pass of a layer": of_layer + b * matrix * whole,
     }
     if counts.first_tokens:
@@ -172,7 +180,7 @@ def _moments(shape: Shape, trace: Trace, b: int, work: Work, base: Base | None) 
         compared = (
             chunk * (KL * 4.0 + 2 * b) * shape.vocab + 2 * b * shape.hidden * counts.reference
         )
-        moments["comparison with the base"] = compared + head_gradient
+        moments["comparison with the base"] = compared + head
     return moments
 
 
