@@ -10,13 +10,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from runs import ROOT, llama_config
 from test_slurm_script import SBATCH
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import corpus, masks
+from gem_ds import corpus, masks, memory_files
 from gem_ds.config import TrainConfig
 from gem_ds.prepare_config import PrepareConfig
 
@@ -25,6 +26,7 @@ README = (ROOT / "README.md").read_text()
 SHORT = "--steps 2 --rows-per-step 1 --alpha-start 1"
 # Only looked at, because they would install, repeat the tests' own work or need a cluster.
 LOOKED_AT = ("make", ".", "sbatch")
+SERVING = "python launch/serve.py "  # never ends; run by test_serving_docs
 
 
 def commands(text: str) -> list[str]:
@@ -40,6 +42,8 @@ COMMANDS = commands(README)
 def runs(command: str) -> bool:
     """Whether it is one to run; a command of an unknown kind fails."""
     scripts = r"(data_prep|launch)/\w+\.py|-m gem_ds\.masks"
+    if command.startswith(SERVING):
+        return False
     known = re.match(rf"python ({scripts}) |deepspeed launch/train\.py ", command)
     assert known or command.split()[0] in LOOKED_AT, f"how is this to be tested: {command}"
     return bool(known)
@@ -90,6 +94,8 @@ def test_commands_run_one_after_another(place: Path) -> None:
         assert done.returncode == 0, f"{typed}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         if "launch/train.py" in command:
             assert "on the cpu, attention sdpa, isolated summaries" in done.stdout
+    assert len(pq.read_table(place / "vectors.parquet")) > 2
+    assert len(memory_files.read(place / "memories")) == 2
     vectors = np.load(place / "vectors.npy")
     assert vectors.shape == (2, 32)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1], rel=1e-5)
@@ -119,6 +125,15 @@ def test_the_activated_environment_is_what_make_env_makes() -> None:
     assert f" -m venv {folder}\n" in dry.stdout
 
 
+def test_python_in_the_text_runs(place: Path) -> None:
+    """After the commands, whose export it reads."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    line = [sys.executable, "-c", f"{code}\nprint(vectors.shape, type(answer))"]
+    done = subprocess.run(line, cwd=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "(2, 32) <class 'str'>"
+
+
 def test_sbatch_commands_name_a_script_and_real_options() -> None:
     lines = [command for command in COMMANDS if command.startswith("sbatch")]
     assert lines
@@ -135,6 +150,8 @@ def flags() -> set[str]:
     found = {f"--{name.replace('_', '-')}" for name in names}
     for path in [*(ROOT / "launch").glob("*.py"), *(ROOT / "data_prep").glob("*.py")]:
         found |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', path.read_text()))
+    planned = (ROOT / "gem_ds" / "plan_flags.py").read_text()
+    found |= set(re.findall(r'^\s+\w+\(\s*"(--[a-z-]+)"', planned, re.MULTILINE))
     return found
 
 
