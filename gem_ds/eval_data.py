@@ -4,6 +4,8 @@ It is looked at before a model is loaded, so that what is missing is said at onc
 lm-eval do with the data is their own business.
 """
 
+import functools
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import datasets
 
 from gem_ds.errors import InputError
+from gem_ds.eval_results import digest
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,30 @@ def check_hub(needed: Iterable[Needed], data: Path | None) -> None:
                 f"({dataset.path}: {str(error).strip().splitlines()[0]}); download that dataset "
                 f"elsewhere, put it into FOLDER/{dataset.folder}, and give --data FOLDER"
             ) from error
+
+
+@dataclass(frozen=True)
+class Local:
+    """A dataset in a folder: `path` is to be given to `datasets`."""
+
+    path: str
+    revision: str
+
+
+def local(folder: Path) -> Local:
+    """The dataset in a folder, by a name that changes with its content.
+
+    `datasets` keeps what it has read under the folder's last name and the README's words alone, so
+    that under one name it would give the old content, or another folder's.
+    """
+    content = digest(folder, folder.rglob("*"))
+    link = Path(_links().name) / f"{folder.name}-{content}"
+    if not link.is_symlink():
+        link.symlink_to(folder.resolve())
+    return Local(str(link), f"local-{content}")
+
+
+@functools.cache
+def _links() -> "tempfile.TemporaryDirectory[str]":
+    """A folder of links that goes with this process."""
+    return tempfile.TemporaryDirectory(prefix="gem_ds-")

@@ -18,9 +18,10 @@ import lm_eval
 import torch
 from lm_eval.tasks import TaskManager
 
+from gem_ds import eval_data
 from gem_ds.errors import InputError
-from gem_ds.eval_data import Needed, check_hub
-from gem_ds.eval_results import Candidate, digest, run_each, write_json
+from gem_ds.eval_data import Local, Needed, check_hub
+from gem_ds.eval_results import Candidate, run_each, write_json
 from gem_ds.files import sha256
 
 BUILDERS = {"json", "csv", "parquet", "text", "arrow"}  # of local files, which `datasets` knows
@@ -77,32 +78,36 @@ def select(tasks: Any, names: Sequence[str], data: Path | None) -> list[Unit]:
         for member in members:
             leaves = sorted(set(_leaves(index, member)))
             paths = {path for leaf in leaves if (path := _dataset(index, leaf))}
-            local = {path: data / path for path in paths if data and (data / path).is_dir()}
-            needed += [Needed(member, path, None, path) for path in sorted(paths - local.keys())]
-            if local and len(paths) > 1:
+            here = {
+                path: eval_data.local(data / path)
+                for path in paths
+                if data and (data / path).is_dir()
+            }
+            needed += [Needed(member, path, None, path) for path in sorted(paths - here.keys())]
+            if here and len(paths) > 1:
                 raise InputError(
                     f"{member} reads {', '.join(sorted(paths))}; name its tasks one by one to read "
                     f"them from {data}"
                 )
-            source = _source([index[leaf].cfg or {} for leaf in leaves], local)
-            units.append(Unit(member, _spec(tasks, member, local), source))
+            source = _source([index[leaf].cfg or {} for leaf in leaves], here)
+            units.append(Unit(member, _spec(tasks, member, here), source))
     check_hub(needed, data)
     return units
 
 
-def _spec(tasks: Any, name: str, local: dict[str, Path]) -> Any:
-    if not local:
+def _spec(tasks: Any, name: str, here: dict[str, Local]) -> Any:
+    if not here:
         return name
     kind = "group" if name in tasks.all_groups else "task"
-    (folder,) = local.values()
+    (dataset,) = here.values()
     # A group of one: only members of a group can differ from what is registered.
-    return {"group": f"{name} here", "task": [{kind: name, "dataset_path": str(folder)}]}
+    return {"group": f"{name} here", "task": [{kind: name, "dataset_path": dataset.path}]}
 
 
-def _source(configs: Sequence[Any], local: dict[str, Path]) -> str:
+def _source(configs: Sequence[Any], here: dict[str, Local]) -> str:
     whole = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
-    for folder in local.values():
-        whole.update(digest(folder, folder.rglob("*")).encode())
+    for dataset in here.values():
+        whole.update(dataset.revision.encode())
     for config in configs:
         files = (config.get("dataset_kwargs") or {}).get("data_files") or {}
         for path in sorted(map(str, files.values() if isinstance(files, dict) else [files])):

@@ -26,8 +26,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from pydantic import ValidationError
 
 from gem_ds.errors import InputError
-from gem_ds.eval_data import Needed, check_hub
-from gem_ds.eval_results import digest
+from gem_ds.eval_data import Needed, check_hub, local
 
 TASK = "task.json"
 # The paper's, in the version that it could have meant: English, as in mteb's first benchmark.
@@ -159,17 +158,14 @@ def _reading_from(task: Any, folder: Path) -> Any:
         raise InputError(f"{folder} is no dataset ({error}); {COPY}") from error
     if isinstance(task, AbsTaskRetrieval) and not any("corpus" in part for part in parts):
         raise InputError(f"{folder} has {', '.join(parts)}, but no part corpus; {COPY}")
-    dataset = {**task.metadata.dataset, "path": str(folder), "revision": _revision(folder)}
+    here = local(folder)
+    dataset = {**task.metadata.dataset, "path": here.path, "revision": here.revision}
     metadata = task.metadata.model_copy(update={"dataset": dataset})
     # A class of its own: what mteb unloads goes back to its class's metadata.
     moved = type(type(task).__name__, (type(task),), {"metadata": metadata})()
     moved.filter_languages(languages=None, hf_subsets=task.hf_subsets)
     moved.filter_eval_splits(task.eval_splits)
     return moved
-
-
-def _revision(folder: Path) -> str:
-    return f"local-{digest(folder, folder.rglob('*'))}"
 
 
 class _Own(AbsTask):  # type: ignore[misc]
@@ -276,7 +272,7 @@ def own_task(folder: Path) -> Any:
             name=name,
             type=told["type"],
             description=told.get("description", f"{told['type']} from {folder.name}"),
-            dataset={"path": str(folder), "revision": _revision(folder)},
+            dataset={"path": str(folder), "revision": local(folder).revision},
             eval_splits=told.get("splits", ["test"]),
             eval_langs=told.get("languages", ["eng-Latn"]),
             main_score=told.get("main_score", form.main_score),

@@ -24,7 +24,8 @@ def gem16(folder: Path) -> None:
     """A copy, a dozen texts each, of all datasets of ``gem16``."""
     rng = random.Random(0)
     texts = [(i % 3, sentence(rng, list(TOPICS)[i % 3])) for i in range(12)]
-    for name in ("ArguAna", "ClimateFEVER", "NFCorpus", "SciFact"):
+    _retrieval(folder / "ArguAna", texts, query="d")  # whose queries are documents as well
+    for name in ("ClimateFEVER", "NFCorpus", "SciFact"):
         _retrieval(folder / name, texts)
     for name in ("StackOverflowDupQuestions", "SciDocsRR"):
         _retrieval(folder / name, texts, ranked=True)
@@ -52,11 +53,13 @@ def gem16(folder: Path) -> None:
     write_rows(folder / "STS17" / "test.jsonl", languages)
 
 
-def _retrieval(folder: Path, texts: list[tuple[int, str]], ranked: bool = False) -> None:
+def _retrieval(
+    folder: Path, texts: list[tuple[int, str]], ranked: bool = False, query: str = "q"
+) -> None:
     documents = [{"_id": f"d{i}", "title": "", "text": t} for i, (_, t) in enumerate(texts)]
-    queries = [{"_id": f"q{i}", "text": t} for i, (_, t) in enumerate(texts[:4])]
+    queries = [{"_id": f"{query}{i}", "text": t} for i, (_, t) in enumerate(texts[:4])]
     relevant = [
-        {"query-id": f"q{q}", "corpus-id": f"d{d}", "score": 1}
+        {"query-id": f"{query}{q}", "corpus-id": f"d{d}", "score": 1}
         for q in range(4)
         for d in (q + 4, q + 7)
     ]

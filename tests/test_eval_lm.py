@@ -1,6 +1,7 @@
 """Scores by lm-eval: equal to lm-eval's own, kept once, MMLU's mean over subjects."""
 
 import json
+from pathlib import Path
 
 import lm_eval
 import pytest
@@ -108,7 +109,7 @@ def test_mmlu_is_five_shots_and_each_subject_weighs_the_same(here, tasks, tmp_pa
 def test_mmlu_from_a_folder_is_what_lm_eval_reads_there(here, tasks):
     (unit,) = eval_lm.select(tasks, ["mmlu_anatomy"], here / "hub")
     (task,) = tasks.load([unit.spec])["tasks"].values()
-    assert task.config.dataset_path == str(here / "hub" / "cais" / "mmlu")
+    assert Path(task.config.dataset_path).resolve() == (here / "hub" / "cais" / "mmlu").resolve()
     assert task.config.description.endswith("about anatomy.\n\n")
     first = task.dataset["test"][0]
     assert f"{first['question']}\nA. {first['choices'][0]}\n" in task.doc_to_text(first)

@@ -190,18 +190,16 @@ def test_several_jobs_write_one_cache(here, tmp_path):
     cache, model = Cache(tmp_path), Gem(eval_results.candidate(here / "exports/gem"), Settings())
     result = cache.load_task_result("SmallSTS", model.mteb_model_meta)
     children = []
-    for n in range(6):
+    for n in range(4):
         if (pid := os.fork()) == 0:
-            copy = result.model_copy(update={"task_name": f"Task{n}"})
-            for _ in range(5):
+            for i in range(8):
+                copy = result.model_copy(update={"task_name": f"Task{n}-{i}"})
                 cache.save_to_cache(copy, model.mteb_model_meta)
             os._exit(0)
         children.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 6
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
     lines = (folder / "run_settings.jsonl").read_text().splitlines()
-    assert {json.loads(line)["task"] for line in lines} == {
-        "SmallSTS",
-        *(f"Task{n}" for n in range(6)),
-    }
+    expected = {"SmallSTS", *(f"Task{n}-{i}" for n in range(4) for i in range(8))}
+    assert {json.loads(line)["task"] for line in lines} == expected
     left = {path.name for path in folder.iterdir() if path.is_dir()}
     assert left == set(), "nothing aside is left"
