@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gem_ds import cross_entropy
+from gem_ds.activations import LOGITS_AT_ONCE
 from gem_ds.cross_entropy import NextTokenLoss
 
 LARGE = (16_384, 4_096, 128_256)  # tokens, hidden size, vocabulary: Llama 3.1 8B, two rows
@@ -80,15 +80,15 @@ def given(
 
 def memory(name: str, elements: int) -> int:
     """Peak bytes of forward and backward, with chunks of so many logits."""
-    before = cross_entropy._CHUNK["cpu"]
-    cross_entropy._CHUNK["cpu"] = elements
+    before = LOGITS_AT_ONCE["cpu"]
+    LOGITS_AT_ONCE["cpu"] = elements
     try:
         with FakeTensorMode():
             head, hidden, targets = given(LARGE, torch.bfloat16)
             with Living() as living:
                 ways(head)[name](hidden, targets).backward()  # type: ignore[no-untyped-call]
     finally:
-        cross_entropy._CHUNK["cpu"] = before
+        LOGITS_AT_ONCE["cpu"] = before
     return living.peak
 
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    peaks = {name: memory("chunks", n) for name, n in cross_entropy._CHUNK.items()}
+    peaks = {name: memory("chunks", n) for name, n in LOGITS_AT_ONCE.items()}
     whole = memory("plain", 0)
     times = seconds(args.rounds)
     result = {

@@ -18,9 +18,10 @@ vocabulary.
 from gem_ds.shapes import Shape
 
 BACKWARD = 2  # times b I: three gradients in the MLP, when its product is no more needed
-# Times V, a target: logits in b, and in fp32 them and their logarithm of a softmax, then the
-# gradients of both in place of the first.
-LOGITS_FP32 = 3
+# Logits that stand at once, by device (`cross_entropy`): so few that a CPU's cache holds them, so
+# many that a GPU is busy. The vocabulary goes by in chunks of at least `LEAST_COLUMNS`.
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
+LEAST_COLUMNS = 64
 
 
 def layer(shape: Shape, b: int) -> float:
@@ -45,6 +46,14 @@ def kept(shape: Shape, b: int, checkpoint_every: int) -> float:
     return again * b * shape.hidden + (shape.layers - again) * layer(shape, b)
 
 
-def logits(shape: Shape, b: int, targets: int) -> float:
-    """Bytes at the peak of the head and its loss, for logits that stand at once."""
-    return targets * (LOGITS_FP32 * 4.0 * shape.vocab + b * shape.hidden)
+def columns(targets: int, device: str = "cuda") -> int:
+    """Entries of the vocabulary whose logits stand at once."""
+    return max(LOGITS_AT_ONCE[device] // max(targets, 1), LEAST_COLUMNS)
+
+
+def logits(shape: Shape, b: int, targets: int, device: str = "cuda") -> float:
+    """Bytes at the peak of the head and its loss: a chunk of logits in fp32 and in b, and the
+    gradient of the targets' hidden states, summed in fp32 and as it is handed on."""
+    at_once = targets * min(columns(targets, device), shape.vocab)
+    rounded = b if b < 4 else 0  # what is in fp32 already has no second form
+    return at_once * (4.0 + rounded) + targets * shape.hidden * (4.0 + b)

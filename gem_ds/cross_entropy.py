@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Elements of a chunk's logits: so few that a CPU's cache holds them, so many that a GPU is busy.
-_CHUNK = {"cpu": 2**21, "cuda": 2**25}
-_LEAST = 64  # entries of the vocabulary in a chunk
+from gem_ds.activations import columns
 
 
 class NextTokenLoss(nn.Module):
@@ -98,7 +96,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 def _chunks(hidden_NC: Tensor, weight_VC: Tensor) -> Iterator[tuple[int, int]]:
     """First and last + 1 of the vocabulary's entries that go together."""
-    size = max(_CHUNK[hidden_NC.device.type] // max(len(hidden_NC), 1), _LEAST)
+    size = columns(len(hidden_NC), hidden_NC.device.type)
     for first in range(0, len(weight_VC), size):
         yield first, min(first + size, len(weight_VC))
 

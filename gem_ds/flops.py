@@ -124,13 +124,11 @@ def of_stream(
     trained: Trained = "all",
     lora_rank: int = 0,
     recomputed_layers: float = 0.0,
-    head_recomputed: bool = False,
 ) -> Flops:
     """Operations of one micro-batch.
 
-    `recomputed_layers` is the share of decoder layers that are computed again in the backward pass;
-    `head_recomputed` says that the logits of the targets are too. Those at reference tokens always
-    are.
+    `recomputed_layers` is the share of decoder layers that are computed again in the backward pass.
+    All logits are.
     """
     pair = 4.0 * shape.heads * shape.head_dim * shape.layers
     head = 2.0 * shape.hidden * shape.vocab
@@ -147,5 +145,5 @@ def of_stream(
     # an adapter follows on that.
     unneeded = 2.0 * shape.mlp * shape.hidden * shape.layers * counts.tokens
     again = recomputed_layers * (matrices + attention + lora - unneeded * (trained == "all"))
-    again += head * (counts.targets * head_recomputed + 2 * counts.reference)
+    again += head * (counts.targets + 2 * counts.reference)
     return Flops(layers + heads, again)

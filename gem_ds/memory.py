@@ -62,7 +62,6 @@ class Work:
     anchors: int = 0
     negatives: int = 1  # kinds of texts that an anchor is told from: views, or anchors too
     checkpoint_every: int = 1  # of so many layers one is computed again; 0 for none
-    logits_chunk: int = 0  # targets whose logits stand at once; 0 for all
 
 
 def of_rank(
@@ -159,7 +158,6 @@ def _moments(shape: Shape, trace: Trace, b: int, work: Work, base: Base | None) 
     counts = work.counts
     whole = trace.trained[1]  # the embedding, parameter 1, and with it all
     head_gradient = b * shape.hidden * shape.vocab if whole else 0
-    together = min(counts.targets, work.logits_chunk or counts.targets)
     matrix = max(module.matrices for module in shape.layer())
     layer = activations.layer(shape, b) if work.checkpoint_every else 0.0
     # With the gradient of its output.
@@ -169,7 +167,7 @@ def _moments(shape: Shape, trace: Trace, b: int, work: Work, base: Base | None) 
         of_layer += 2 * keys  # with those of the texts beside its own, and their gradients
     head = _behind_layers(shape, b, counts) + head_gradient
     moments = {
-        "head and loss": activations.logits(shape, b, together) + head,
+        "head and loss": activations.logits(shape, b, counts.targets) + head,
         "backward pass of a layer": of_layer + b * matrix * whole,
     }
     if counts.first_tokens:

@@ -63,7 +63,6 @@ def evaluate(job: Job, way: Way) -> Plan:
             stream.n_anchors,
             1 + (job.negatives == "all"),
             way.checkpoint_every,
-            way.logits_chunk,
         )
         needed = memory.of_rank(shape, trace, settings, ranks, work, traffic, base)
         predicted = speed.predict(
@@ -77,7 +76,6 @@ def evaluate(job: Job, way: Way) -> Plan:
             cast(flops.Trained, job.adapter if adapted else "all"),
             trained.lora_rank,
             way.checkpoint_every,
-            way.logits_chunk > 0,
         )
         length = counts.tokens + counts.first_tokens
         plan = Plan(job, way, settled, needed, traffic, predicted, micro_batches, length)
@@ -100,7 +98,6 @@ class Fixed:
     offload: Offload | None = None
     rows_per_micro_batch: int | None = None
     checkpoint_every: int = 1
-    logits_chunk: int = 0
     bf16_states: bool = False
     file: dict[str, Any] | None = None
 
@@ -123,7 +120,6 @@ class Fixed:
                         offload,
                         n,
                         self.checkpoint_every,
-                        self.logits_chunk,
                         self.bf16_states,
                         file=self.file,
                     )
@@ -167,7 +163,6 @@ def cures(job: Job, fixed: Fixed) -> dict[str, Plan]:
     found = {}
     tries: dict[str, Fixed] = {
         "--checkpoint-every 1": replace(fixed, checkpoint_every=1),
-        "--logits-chunk 1024": replace(fixed, logits_chunk=1024),
         "--rows-per-micro-batch 1": replace(fixed, rows_per_micro_batch=1),
         "--zero-stage 3": replace(fixed, stage=3, file=None),
         "--offload optimizer": replace(fixed, stage=3, offload="optimizer", file=None),

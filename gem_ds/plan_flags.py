@@ -56,7 +56,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     how(
         "--checkpoint-every", type=int, default=1, metavar="N", help="layers, 0 for none; default 1"
     )
-    how("--logits-chunk", type=int, default=0, metavar="N", help="targets at once; all")
     how("--bf16-states", action="store_true", help="master weights and AdamW's moments in bf16")
     run = made.add_argument_group("the whole run").add_argument
     run("--tokens", type=float, default=0.0, metavar="N", help="of rows, such as 1e9")
@@ -123,7 +122,6 @@ def fixed_of(args: argparse.Namespace) -> Fixed:
         cast(Offload | None, args.offload),
         args.rows_per_micro_batch,
         args.checkpoint_every,
-        args.logits_chunk,
         args.bf16_states,
         read_json(args.deepspeed) if args.deepspeed else None,
     )

@@ -73,11 +73,10 @@ def predict(
     trained: Trained,
     lora_rank: int,
     checkpoint_every: int,
-    head_recomputed: bool = False,
 ) -> Speed:
     """The speed of a step of `micro_batches` with `counts` each on every rank."""
     again = (shape.layers // checkpoint_every) / shape.layers if checkpoint_every else 0.0
-    how = trained, lora_rank, again, head_recomputed
+    how = trained, lora_rank, again
     all_of_it = flops.of_stream(shape, counts, *how)
     none = replace(counts, pairs=0, first_pairs=0, reference_pairs=0)
     matrices = flops.of_stream(shape, none, *how)

@@ -49,7 +49,6 @@ class Way:
     offload: Offload = "none"
     rows_per_micro_batch: int = 1
     checkpoint_every: int = 1
-    logits_chunk: int = 0
     bf16_states: bool = False
     bf16: bool = True
     file: dict[str, Any] | None = None  # a DeepSpeed JSON that settles stage, offload and states

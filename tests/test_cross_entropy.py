@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gem_ds import cross_entropy
+from gem_ds.activations import LOGITS_AT_ONCE
 from gem_ds.cross_entropy import NextTokenLoss
 
 N, C, V = 37, 16, 331
@@ -34,7 +34,7 @@ def losses_and_gradients(compute, head, dtype, weight=0.3):
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("chunk", [64 * N, V * N])
 def test_it_is_the_plain_loss(monkeypatch, bias, softcap, chunk):
-    monkeypatch.setitem(cross_entropy._CHUNK, "cpu", chunk)
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", chunk)
     torch.manual_seed(0)
     head = torch.nn.Linear(C, V, bias=bias)
     fast = NextTokenLoss(head, softcap)
@@ -52,7 +52,7 @@ def test_it_is_the_plain_loss(monkeypatch, bias, softcap, chunk):
 def test_in_bf16_it_is_about_as_near_to_fp32_as_the_plain_loss(monkeypatch):
     """Gradients of weights are one product a chunk, as plain ones are; those of hidden states are
     sums of chunks, each rounded once, which here are six."""
-    monkeypatch.setitem(cross_entropy._CHUNK, "cpu", 64 * N)
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 64 * N)
     torch.manual_seed(0)
     head = torch.nn.Linear(C, V, bias=False).bfloat16()
     exact = torch.nn.Linear(C, V, bias=False)
@@ -106,7 +106,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_logits_are_never_there_for_the_whole_vocabulary(monkeypatch):
-    monkeypatch.setitem(cross_entropy._CHUNK, "cpu", 64 * N)
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 64 * N)
     head = torch.nn.Linear(C, V, bias=False)
     with Largest() as ours:
         losses_and_gradients(NextTokenLoss(head, None), head, torch.float32)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gem_ds import flops, layout, masks, shapes
 from gem_ds.attention import attach, make_plan
+from gem_ds.cross_entropy import NextTokenLoss
 
 
 def layouts(k):
@@ -70,16 +71,19 @@ def test_operations_are_those_that_pytorch_counts(lm):
         return lm.base_model(ids, position_ids=places, gem_plan=plan, use_cache=False)[0]
 
     def step():
-        lm.lm_head(hidden()[0, :5]).sum().backward()
+        NextTokenLoss(lm.lm_head, None)(hidden()[0, :5], ids[0, :5]).backward()
 
     counts = flops.StreamCounts(tokens=n, pairs=n * n, targets=5)
-    found = flops.of_stream(shape, counts, recomputed_layers=1.0)
-    assert counted(step) == found.model
+    kept = flops.of_stream(shape, counts)
+    assert counted(step) == kept.hardware
+    assert kept.recomputed == 2 * shape.hidden * shape.vocab * 5, "the logits"
     forward = flops.of_stream(shape, flops.StreamCounts(0, 0, 0, first_tokens=n, first_pairs=n * n))
     with torch.no_grad():
         assert counted(hidden) == forward.model
     lm.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    found = flops.of_stream(shape, counts, recomputed_layers=1.0)
     assert counted(step) == found.hardware
+    assert found.model == kept.model
 
 
 def test_operations_of_a_frozen_base_with_adapters(lm):
@@ -102,7 +106,7 @@ def test_a_base_costs_its_forward_pass_and_both_heads():
     head = 2 * shape.hidden * shape.vocab * 80
     forward = 2 * shape.layer_matrices * 80 + 4 * shape.heads * shape.head_dim * 16 * 3000
     assert both.model - one.model == forward + head * (3 + 1)
-    assert both.recomputed == 2 * head
+    assert both.recomputed - one.recomputed == 2 * head
     assert both.hardware == both.model + both.recomputed
 
 

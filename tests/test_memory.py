@@ -17,7 +17,11 @@ def test_bytes_a_token_of_a_layer():
     assert kept[0] == 32 * 2 * 4096
     assert kept == sorted(kept)
     assert kept[-1] == 32 * activations.layer(shape, 2)
-    assert activations.logits(shape, 2, 10) == 10 * (12 * shape.vocab + 2 * 4096)
+    few = 10 * (6 * shape.vocab + 6 * 4096)
+    assert activations.logits(shape, 2, 10) == few
+    many = 6 * 2**25 + 16384 * 6 * 4096
+    assert activations.logits(shape, 2, 16384) == many
+    assert activations.logits(shape, 4, 16384) == 4 * 2**25 + 16384 * 8 * 4096
 
 
 @pytest.fixture(scope="module")

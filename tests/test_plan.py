@@ -70,7 +70,7 @@ def test_more_of_anything_needs_more_memory():
     base = plan.evaluate(KEEP, Way()).gib
     for way in (Way(rows_per_micro_batch=2), Way(checkpoint_every=0), Way(stage=2)):
         assert plan.evaluate(KEEP, way).gib > base
-    for way in (Way(logits_chunk=1024), Way(offload="optimizer"), Way(bf16_states=True)):
+    for way in (Way(offload="optimizer"), Way(bf16_states=True)):
         assert plan.evaluate(KEEP, way).gib < base
     assert plan.evaluate(on(16), Way()).gib < base
     lossless = replace(KEEP, adapter="summary", lora_rank=32, alpha=1.0, kl_to_base=0.0)
