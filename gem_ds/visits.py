@@ -137,7 +137,7 @@ class Trace:
             yield from self._head.forward()
             yield from self._head.backward()
         # DeepSpeed counts uses since the latest forward pass: of the first it sees no end then.
-        yield Visit(self._head.parameters, released=not self._chunks)
+        yield Visit(self._head.parameters)
         yield NOTHING
         yield from self._norm.backward()
         for i in reversed(range(len(self._layers))):

@@ -193,7 +193,7 @@ def test_windows_are_averaged_by_their_tokens(llama: Path) -> None:
     encoder = Encoder.from_pretrained(llama)
     long = "word after word, " * 20
     read = encoder._read([long], None, "", "windows")
-    parts = encoder._embed(read.documents).numpy()
+    parts = encoder.embed(read.documents).numpy()
     expected = read.shares_D @ parts
     raw = encoder.encode(["a", long, "b"], long_texts="windows", normalize=False)
     assert np.allclose(raw[1], expected, atol=1e-5)
