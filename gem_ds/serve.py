@@ -48,6 +48,7 @@ def serve(config: ServeConfig) -> None:
             timeout_graceful_shutdown=int(config.timeout_seconds) + 1,
         )
     )
+    listening.listen(running.config.backlog)  # from here on nobody is sent away
     host, port = listening.getsockname()[:2]
     print(
         f"serving {config.served_name} on http://{host}:{port}: embeddings of {inputs.width} "
@@ -62,7 +63,7 @@ def serve(config: ServeConfig) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address; nobody is heard before the server runs."""
+    """A socket bound to the address, on which nobody is heard yet."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from processes import until
 from served import NAME, ROOT, served
 from serving import export_to_serve
@@ -57,6 +58,30 @@ def test_sigterm_ends_it_when_everything_is_answered(tokenizer_dir: Path, tmp_pa
     assert events[-1] == "data: [DONE]"
     ends = [json.loads(e.removeprefix("data: "))["choices"][0] for e in events[:-1]]
     assert sum(choice["finish_reason"] is not None for choice in ends) == 4
+
+
+def test_who_calls_when_told_the_address_is_heard(
+    tokenizer_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before the first turn of the server's loop, which may come late."""
+    folder = export_to_serve(tokenizer_dir, tmp_path)
+    reached = []
+
+    def held(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        (port,) = re.findall(r"serving .* on http://127.0.0.1:(\d+):", capsys.readouterr().out)
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=5) as connection:
+            reached.append(connection.getpeername()[1] == sockets[0].getsockname()[1])
+
+    monkeypatch.setattr(uvicorn.Server, "run", held)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        serve(ServeConfig(model=str(folder), port=0))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert reached == [True]
 
 
 def test_a_port_in_use_is_one_sentence_at_once(tmp_path: Path) -> None:
