@@ -7,12 +7,11 @@ Which tokens may be written, and how they are drawn, is Transformers' own.
 Shapes: T tokens of a prompt, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -121,42 +120,3 @@ def tokens(
         position += ids_1T.shape[1]
         ids_1T = torch.tensor([[token]], device=lm.device)
         yield token
-
-
-def pieces(vocab: Vocabulary, before: Ids, written: Iterable[int], ends: set[int]) -> Iterator[str]:
-    """The text of tokens behind those of `before`, as soon as it is whole characters.
-
-    An end token ends it and is not shown, nor is any other control token, nor a character that
-    the text ends in the middle of.
-    """
-    stream = DecodeStream(ids=before.tolist(), skip_special_tokens=True)
-    for token in written:
-        if token in ends:
-            return
-        piece = stream.step(vocab.backend, token)
-        if piece:
-            yield piece
-
-
-def until(stop: Sequence[str], text: Iterable[str]) -> Iterator[str]:
-    """The text before the first of the stop strings; what may be the beginning of one waits."""
-    waiting = ""
-    for piece in text:
-        waiting += piece
-        found = [at for at in (waiting.find(s) for s in stop) if at >= 0]
-        if found:
-            if min(found):
-                yield waiting[: min(found)]
-            return
-        keep = max((_overlap(waiting, s) for s in stop), default=0)
-        if len(waiting) > keep:
-            yield waiting[: len(waiting) - keep]
-            waiting = waiting[len(waiting) - keep :]
-    if waiting:
-        yield waiting
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many of the last characters of a text may be the first of a stop string."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

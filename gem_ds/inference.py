@@ -27,6 +27,7 @@ from gem_ds.long_texts import LongTexts
 from gem_ds.memory_files import Memory
 from gem_ds.quantization import Precision
 from gem_ds.tokenization import Ids, Vocabulary
+from gem_ds.written import Written, pieces
 
 
 class GemModel:
@@ -230,9 +231,9 @@ class GemModel:
         # Without the config: what a window hides is the masks' business.
         return DynamicCache(layers), max(m.position for m in given)
 
-    def _text(self, before: Ids, written: Iterator[int], stop: Sequence[str]) -> Iterator[str]:
+    def _text(self, before: Ids, tokens: Iterator[int], stop: Sequence[str]) -> Iterator[str]:
         ends = decoding.end_tokens(self.lm, self.vocab)
-        return decoding.until(stop, decoding.pieces(self.vocab, before, written, ends))
+        return pieces(Written(self.vocab, before, stop), tokens, ends)
 
 
 def sharing_weights(lm: Any) -> Any:

@@ -1,11 +1,9 @@
 """Text comes in whole characters, stops where it is told to, and repeats with its seed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizer_families
 import torch
 from exports import tiny
 from transformers import DynamicCache
@@ -19,51 +17,6 @@ from gem_ds.tokenization import Vocabulary
 @pytest.fixture(scope="module")
 def vocab(tokenizer_dir: Path) -> Vocabulary:
     return tokenization.load(tokenizer_dir)
-
-
-def test_pieces_are_whole_characters_behind_the_prompt(vocab: Vocabulary) -> None:
-    text = " 漢字 wörld 😀!"
-    ids = vocab.backend.encode(text, add_special_tokens=False).ids
-    before = np.array(vocab.backend.encode("é").ids)
-    pieces = list(decoding.pieces(vocab, before, ids, {1}))
-    assert "".join(pieces) == text
-    assert len(pieces) < len(ids)
-    assert all("�" not in piece for piece in pieces)
-    cut = list(decoding.pieces(vocab, before, [*ids[:-2], 1, *ids], {1}))
-    assert text.startswith("".join(cut))
-    assert len("".join(cut)) < len(text) - 1
-
-
-@pytest.mark.parametrize(
-    ("stop", "expected"),
-    [
-        ((), "one two three"),
-        (["two"], "one "),
-        (["three", "two"], "one "),
-        (["e two"], "on"),
-        (["threes"], "one two three"),
-        (["one"], ""),
-    ],
-)
-def test_text_ends_before_a_stop_string(stop: list[str], expected: str) -> None:
-    text = "one two three"
-    for size in (1, 2, 5, 13):
-        pieces = [text[i : i + size] for i in range(0, len(text), size)]
-        assert "".join(decoding.until(stop, pieces)) == expected
-
-
-def test_what_cannot_begin_a_stop_string_does_not_wait() -> None:
-    seen: list[str] = []
-
-    def pieces() -> Iterator[str]:
-        for piece in ("ab", "cd", "ef"):
-            yield piece
-            seen.append(piece)
-
-    found = decoding.until(["cx"], pieces())
-    assert next(found) == "ab"
-    assert seen == []
-    assert list(found) == ["cd", "ef"]
 
 
 def written(lm, sampling: Sampling, n: int = 30) -> list[int]:
@@ -91,11 +44,3 @@ def test_sampling_that_cannot_be_is_refused() -> None:
     for wrong in ({"temperature": float("nan")}, {"top_p": 1.5}):
         with pytest.raises(InputError, match="it must be"):
             Sampling(**wrong)
-
-
-def test_a_space_between_prompt_and_text_is_kept(tmp_path: Path) -> None:
-    """Tokenizers that mark words drop the space before the first word of a text."""
-    vocab = tokenization.load(tokenizer_families.save("llama2", tmp_path / "t"))
-    before, behind = (vocab.backend.encode(t, add_special_tokens=False).ids for t in ("a", "of a"))
-    assert "".join(decoding.pieces(vocab, np.array(before), behind, set())) == " of a"
-    assert "".join(decoding.pieces(vocab, np.array([]), behind, set())) == "of a"
