@@ -158,7 +158,7 @@ ROWS: dict[str, Callable[[Work], Result]] = {
     "lm_equal": lambda work: encode_evaluate.lm_equal(work.folder, work.export),
     "known_model": known_model,
     "server_agreement": lambda work: encode_server.agreement(work.export, 64),
-    "server_throughput": lambda work: encode_server.throughput(work.export, 1024, work.rounds),
+    "server_throughput": lambda work: encode_server.throughput(work.export, 512, work.rounds),
     "server_load": lambda work: encode_server.load(work.export, 60, 64),
     "server_malformed": lambda work: encode_server.malformed(work.export, 10_000, 0),
 }

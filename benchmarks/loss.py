@@ -1,4 +1,4 @@
-"""Next-token loss in chunks of the vocabulary against the plain one: peak memory and time.
+"""Next-token loss in blocks of tokens against the plain one: peak memory and time.
 
     python benchmarks/loss.py --json out.json
 
@@ -14,7 +14,7 @@ import json
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gem_ds.activations import LOGITS_AT_ONCE
+from gem_ds.activations import FLOATS_AT_ONCE, LOGITS_AT_ONCE
 from gem_ds.cross_entropy import NextTokenLoss
 
 LARGE = (16_384, 4_096, 128_256)  # tokens, hidden size, vocabulary: Llama 3.1 8B, two rows
@@ -33,12 +33,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Living(TorchDispatchMode):
-    """The most bytes of tensors, made within it, that live at once."""
+    """The most bytes of tensors, made within it, that live at once; those of `before` are not."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Sequence[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: set[int] = set()
+        self._known = {x.untyped_storage()._cdata for x in before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -65,7 +65,7 @@ def plain(head: torch.nn.Linear) -> Loss:
 
 
 def ways(head: torch.nn.Linear) -> dict[str, Loss]:
-    return {"chunks": NextTokenLoss(head, None), "plain": plain(head)}
+    return {"blocks": NextTokenLoss(head, None), "plain": plain(head)}
 
 
 def given(
@@ -78,23 +78,26 @@ def given(
     return head, hidden, torch.randint(vocabulary, (n,))
 
 
-def memory(name: str, elements: int) -> int:
-    """Peak bytes of forward and backward, with chunks of so many logits."""
-    before = LOGITS_AT_ONCE["cpu"]
-    LOGITS_AT_ONCE["cpu"] = elements
+def memory(name: str, device: str = "cpu") -> int:
+    """Peak bytes of forward and backward, in blocks of the size that is a device's."""
+    sizes = LOGITS_AT_ONCE, FLOATS_AT_ONCE
+    before = [each["cpu"] for each in sizes]
+    for each in sizes:
+        each["cpu"] = each[device]
     try:
         with FakeTensorMode():
             head, hidden, targets = given(LARGE, torch.bfloat16)
-            with Living() as living:
+            with Living((head.weight, hidden, targets)) as living:
                 ways(head)[name](hidden, targets).backward()  # type: ignore[no-untyped-call]
     finally:
-        LOGITS_AT_ONCE["cpu"] = before
+        for each, value in zip(sizes, before, strict=True):
+            each["cpu"] = value
     return living.peak
 
 
 def seconds(rounds: int) -> dict[str, float]:
     head, hidden, targets = given(SMALL, torch.float32)
-    times: dict[str, list[float]] = {"chunks": [], "plain": []}
+    times: dict[str, list[float]] = {"blocks": [], "plain": []}
     for _ in range(rounds + 1):
         for name, loss in ways(head).items():
             began = time.perf_counter()
@@ -110,22 +113,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    peaks = {name: memory("chunks", n) for name, n in LOGITS_AT_ONCE.items()}
-    whole = memory("plain", 0)
+    peaks = {device: memory("blocks", device) for device in LOGITS_AT_ONCE}
+    whole = memory("plain")
     times = seconds(args.rounds)
     result = {
         "memory": {
             "tokens, hidden size, vocabulary": LARGE,
             "plain_bytes": whole,
-            **{f"chunks_of_{name}_bytes": peak for name, peak in peaks.items()},
-            **{f"chunks_of_{name}_share": peak / whole for name, peak in peaks.items()},
+            **{f"blocks_of_{name}_bytes": peak for name, peak in peaks.items()},
+            **{f"blocks_of_{name}_share": peak / whole for name, peak in peaks.items()},
             "good": max(peaks.values()) <= whole / 8,
         },
         "time": {
             "tokens, hidden size, vocabulary": SMALL,
             "threads": torch.get_num_threads(),
             **{f"{name}_seconds": value for name, value in times.items()},
-            "ratio": times["chunks"] / times["plain"],
+            "ratio": times["blocks"] / times["plain"],
         },
         "torch": importlib.metadata.version("torch"),
         "date": time.strftime("%Y-%m-%d"),

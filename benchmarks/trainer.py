@@ -10,7 +10,9 @@ the tokens that they are. Exit status 1 where the trainer has less than the shar
 """
 
 import argparse
+import copy
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from encode_model import documentation
 from planned import ROOT, config_of, launch, script, start
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +33,7 @@ from gem_ds import build, dist
 from gem_ds.engine import train_step
 
 GOALS = {"ntp": 1.0, "views": 0.8}
-ROW_LENGTH, WARM = 512, 3
+ROW_LENGTH, WARM, ROWS = 512, 2, 8  # tokens, steps, rows a rank
 SETTING = {
     "file": "zero3.json",
     "model": None,
@@ -38,7 +41,6 @@ SETTING = {
     "recipe": "keep",
     "kl_to_base": 0.0,
     "steps": 1000,
-    "rows_per_step": 16,
     "rows_per_micro_batch": 4,
     "gradient_checkpointing": False,
 }
@@ -47,8 +49,8 @@ Take = Callable[[], int]  # one optimizer step; how many tokens of all ranks it 
 
 def prepare(folder: Path) -> None:
     """Shards of docstrings, cut as the demo cuts texts of which it knows nothing."""
-    script("data_prep/docstrings.py", "--output", folder / "corpus")
-    texts, tokenizer = folder / "corpus" / "dev.jsonl", folder / "tokenizer"
+    texts, tokenizer = folder / "texts.jsonl", folder / "tokenizer"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in documentation()))
     sizes = ("--vocab-size", 4096, "--output", tokenizer)
     script("data_prep/train_tokenizer.py", "--input", texts, *sizes)
     how = ("--row-length", ROW_LENGTH, "--kinds", "plain=0.5,continuation=0.5")
@@ -63,7 +65,7 @@ def trainer(run: build.Run) -> Take:
 
 def bare(run: build.Run) -> Take:
     """A loop over a model of the same shape, by the run's DeepSpeed file and of its rows."""
-    lm_config = run.engine.module.lm.config
+    lm_config = copy.deepcopy(run.engine.module.lm.config)  # its attention is the run's own
     dtype = next(run.engine.module.parameters()).dtype
     lm = AutoModelForCausalLM.from_config(lm_config, attn_implementation="sdpa", dtype=dtype)
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-4, fused=True)
@@ -96,8 +98,9 @@ def seconds_of(take: Take, steps: int) -> tuple[int, float]:
 def worker(folder: Path, out: Path) -> None:
     asked = json.loads((folder / "settings.json").read_text())
     with ExitStack() as stack:
+        shared = {**SETTING, "rows_per_step": ROWS * int(os.environ["WORLD_SIZE"])}
         runs = {
-            name: start(config_of(folder, name, {**SETTING, "alpha": alpha}), stack)
+            name: start(config_of(folder, name, {**shared, "alpha": alpha}), stack)
             for name, alpha in {"ntp": 0.0, "views": 0.5}.items()
         }
         ways = {"bare": bare(runs["ntp"]), **{n: trainer(run) for n, run in runs.items()}}

@@ -18,10 +18,12 @@ vocabulary.
 from gem_ds.shapes import Shape
 
 BACKWARD = 2  # times b I: three gradients in the MLP, when its product is no more needed
-# Logits that stand at once, by device (`cross_entropy`): so few that a CPU's cache holds them, so
-# many that a GPU is busy. The vocabulary goes by in chunks of at least `LEAST_COLUMNS`.
-LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
-LEAST_COLUMNS = 64
+# Logits that stand at once in the model's dtype, by device, and in fp32 (`cross_entropy`): so few
+# that a CPU's cache holds them, so many that a GPU is busy. They are of at least `LEAST` tokens,
+# and as many entries of the vocabulary.
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}
+FLOATS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
+LEAST = 64
 
 
 def layer(shape: Shape, b: int) -> float:
@@ -46,14 +48,19 @@ def kept(shape: Shape, b: int, checkpoint_every: int) -> float:
     return again * b * shape.hidden + (shape.layers - again) * layer(shape, b)
 
 
-def columns(targets: int, device: str = "cuda") -> int:
-    """Entries of the vocabulary whose logits stand at once."""
-    return max(LOGITS_AT_ONCE[device] // max(targets, 1), LEAST_COLUMNS)
+def tokens_at_once(vocabulary: int, device: str = "cuda") -> int:
+    """Tokens whose logits stand at once."""
+    return max(LOGITS_AT_ONCE[device] // vocabulary, LEAST)
+
+
+def columns(tokens: int, device: str = "cuda") -> int:
+    """Entries of the vocabulary whose logits of so many tokens stand in fp32 at once."""
+    return max(FLOATS_AT_ONCE[device] // max(tokens, 1), LEAST)
 
 
 def logits(shape: Shape, b: int, targets: int, device: str = "cuda") -> float:
-    """Bytes at the peak of the head and its loss: a chunk of logits in fp32 and in b, and the
-    gradient of the targets' hidden states, summed in fp32 and as it is handed on."""
-    at_once = targets * min(columns(targets, device), shape.vocab)
-    rounded = b if b < 4 else 0  # what is in fp32 already has no second form
-    return at_once * (4.0 + rounded) + targets * shape.hidden * (4.0 + b)
+    """Bytes at the peak of the head and its loss: a block's logits, a piece of them in fp32, and
+    the gradient of the targets' hidden states."""
+    tokens = min(targets, tokens_at_once(shape.vocab, device))
+    piece = tokens * min(columns(tokens, device), shape.vocab)
+    return tokens * shape.vocab * b + 4.0 * piece + targets * shape.hidden * b

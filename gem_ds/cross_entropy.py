@@ -1,29 +1,29 @@
 """Next-token loss of hidden states, without ever having the logits of all tokens.
 
-The vocabulary goes by in chunks, twice: the forward pass sums up each token's softmax, the backward
-pass computes a chunk's logits again and turns them into gradients at once. So the largest tensor is
-N x a chunk instead of N x V, the gradient of the weight is one product a chunk (no sum that is
-rounded again and again), and what it costs is one product of the head more.
+Tokens go by in blocks. A block's logits become its losses and, in the same memory and at once, the
+gradients of those, so the forward pass leaves gradients of the hidden states and of the head's
+weight, and the backward pass only scales them: as many products of the head as the plain loss has.
+What must be in fp32 is so in pieces of the vocabulary. Losses are exact in fp32; in bf16 a block's
+gradients are rounded once, as plain ones are, and added to those of the other blocks in bf16.
 
-Shapes: N targets, C hidden size, V vocabulary, v of a chunk.
+Shapes: N targets, C hidden size, V vocabulary; n targets of a block, v entries of a piece.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from gem_ds.activations import columns
+from gem_ds.activations import columns, tokens_at_once
 
 
 class NextTokenLoss(nn.Module):
     """Sum of the cross entropy of targets in fp32, from the hidden states that predict them.
 
-    A module, so that ZeRO-3 can gather the head's weight once before it and once before its
-    backward pass (`model` tells it so).
+    A module, so that ZeRO-3 can gather the head's weight once before it (`model` tells it so).
     """
 
     def __init__(self, head: nn.Linear, softcap: float | None) -> None:
@@ -51,73 +51,68 @@ class _CrossEntropy(torch.autograd.Function):
         targets_N: Tensor,
         softcap: float | None,
     ) -> Tensor:
-        most_N = hidden_NC.new_full((len(hidden_NC),), -math.inf, dtype=torch.float32)
-        sum_N, own_N = torch.zeros_like(most_N), torch.zeros_like(most_N)
-        for first, last in _chunks(hidden_NC, weight_VC):
-            logits_Nv = _logits(hidden_NC, weight_VC, bias_V, first, last, softcap)
-            inside_N, place_N = _places(targets_N, first, last)
-            own_N += inside_N * logits_Nv.gather(1, place_N[:, None]).squeeze(1)
-            before_N, most_N = most_N, torch.maximum(most_N, logits_Nv.amax(1))
-            sum_N *= (before_N - most_N).exp()
-            sum_N += logits_Nv.sub_(most_N[:, None]).exp_().sum(1)
-        total_N = most_N + sum_N.log()
-        ctx.save_for_backward(hidden_NC, weight_VC, bias_V, targets_N, total_N)
-        ctx.softcap = softcap
-        return (total_N - own_N).sum()
+        wanted = ctx.needs_input_grad[:3]
+        inputs = (hidden_NC, weight_VC, bias_V)
+        to_hidden, to_weight, to_bias = (
+            torch.zeros_like(x) if x is not None and want else None
+            for x, want in zip(inputs, wanted, strict=True)
+        )
+        loss = hidden_NC.new_zeros((), dtype=torch.float32)
+        size = tokens_at_once(len(weight_VC), hidden_NC.device.type)
+        for first in range(0, len(targets_N), size):
+            block = slice(first, first + size)
+            hidden_nC, targets_n = hidden_NC[block], targets_N[block, None]
+            logits_nV = F.linear(hidden_nC, weight_VC, bias_V)
+            if softcap:
+                logits_nV.div_(softcap).tanh_().mul_(softcap)
+            total_n = _log_sum_exp(logits_nV)
+            own_n = logits_nV.gather(1, targets_n).squeeze(1) - total_n
+            loss -= own_n.sum()
+            if any(wanted):
+                _to_gradients(logits_nV, total_n, own_n, targets_n, softcap)
+            if to_hidden is not None:
+                torch.mm(logits_nV, weight_VC, out=to_hidden[block])
+            if to_weight is not None:
+                torch.addmm(to_weight, logits_nV.T, hidden_nC, out=to_weight)
+            if to_bias is not None:
+                to_bias += logits_nV.sum(0)
+            del logits_nV  # before those of the next block come
+        ctx.found = [to_hidden, to_weight, to_bias]  # nobody else's: no inputs or outputs
+        return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NC, weight_VC, bias_V, targets_N, total_N = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        to_hidden = torch.zeros_like(hidden_NC, dtype=torch.float32) if wanted[0] else None
-        to_weight = torch.empty_like(weight_VC) if wanted[1] else None
-        to_bias = torch.empty_like(bias_V) if wanted[2] else None
-        for first, last in _chunks(hidden_NC, weight_VC):
-            logits_Nv = _logits(hidden_NC, weight_VC, bias_V, first, last, ctx.softcap)
-            slope_Nv = 1 - (logits_Nv / ctx.softcap) ** 2 if ctx.softcap else None
-            inside_N, place_N = _places(targets_N, first, last)
-            grad_Nv = logits_Nv.sub_(total_N[:, None]).exp_()
-            grad_Nv.scatter_add_(1, place_N[:, None], -inside_N[:, None].to(grad_Nv.dtype))
-            if slope_Nv is not None:
-                grad_Nv *= slope_Nv
-            grad_Nv *= grads[0]
-            if to_bias is not None:
-                to_bias[first:last] = grad_Nv.sum(0)
-            rounded_Nv = grad_Nv.to(hidden_NC.dtype)
-            if to_hidden is not None:
-                to_hidden += rounded_Nv @ weight_VC[first:last]
-            if to_weight is not None:
-                torch.mm(rounded_Nv.T, hidden_NC, out=to_weight[first:last])
-            del logits_Nv, grad_Nv, rounded_Nv, slope_Nv  # before those of the next chunk come
-        if to_hidden is not None:
-            to_hidden = to_hidden.to(hidden_NC.dtype)
-        return to_hidden, to_weight, to_bias, None, None
+        # Handed on and let go, so that autograd need not copy them.
+        found, ctx.found = ctx.found, None
+        return *(x if x is None else x.mul_(grads[0]) for x in found), None, None
 
 
-def _chunks(hidden_NC: Tensor, weight_VC: Tensor) -> Iterator[tuple[int, int]]:
-    """First and last + 1 of the vocabulary's entries that go together."""
-    size = columns(len(hidden_NC), hidden_NC.device.type)
-    for first in range(0, len(weight_VC), size):
-        yield first, min(first + size, len(weight_VC))
+def _log_sum_exp(logits_nV: Tensor) -> Tensor:
+    """(n,) logarithm of the softmax's denominator, in fp32."""
+    most_n = logits_nV.amax(1).float()
+    sum_n = torch.zeros_like(most_n)
+    for piece_nv in _pieces(logits_nV):
+        sum_n += (piece_nv - most_n[:, None]).exp_().sum(1)
+    return most_n + sum_n.log()
 
 
-def _logits(
-    hidden_NC: Tensor,
-    weight_VC: Tensor,
-    bias_V: Tensor | None,
-    first: int,
-    last: int,
-    softcap: float | None,
-) -> Tensor:
-    """(N, v) logits of a chunk: computed in the model's dtype as its head does, then fp32."""
-    bias_v = None if bias_V is None else bias_V[first:last]
-    logits_Nv = F.linear(hidden_NC, weight_VC[first:last], bias_v)
+def _to_gradients(
+    logits_nV: Tensor, total_n: Tensor, own_n: Tensor, targets_n: Tensor, softcap: float | None
+) -> None:
+    """Overwrite logits by the gradients of their losses; `own_n` are the targets' logarithms of
+    probability, and `targets_n` is (n, 1)."""
+    to_own_n = own_n.expm1()
     if softcap:
-        logits_Nv = torch.tanh(logits_Nv / softcap) * softcap
-    return logits_Nv.float()
+        to_own_n *= 1 - ((own_n + total_n) / softcap) ** 2
+    for piece_nv in _pieces(logits_nV):
+        grad_nv = (piece_nv - total_n[:, None]).exp_()
+        if softcap:
+            grad_nv *= 1 - (piece_nv.float() / softcap) ** 2
+        piece_nv.copy_(grad_nv)
+    logits_nV.scatter_(1, targets_n, to_own_n[:, None].to(logits_nV.dtype))
 
 
-def _places(targets_N: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Whether each target is of a chunk, and its place in it; 0 where it is not."""
-    inside_N = (targets_N >= first) & (targets_N < last)
-    return inside_N, (targets_N - first).where(inside_N, 0)
+def _pieces(logits_nV: Tensor) -> Iterator[Tensor]:
+    """(n, v) slices of the vocabulary that may stand in fp32 at once."""
+    return iter(torch.split(logits_nV, columns(len(logits_nV), logits_nV.device.type), dim=1))

@@ -31,7 +31,7 @@ from gem_ds.segments import SummaryAttention
 from gem_ds.tokenization import Ids, Vocabulary
 
 Vectors = npt.NDArray[np.float32]
-CPU_TOKENS = 1024  # at once: what its caches hold; more is slower
+CPU_TOKENS = 1024  # what its caches hold of a stream; more is slower
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -169,6 +169,11 @@ class Encoder:
         around = len(head(self.vocab)) + len(self.summary_tokens)
         return longest_document(self.backbone.config) - around
 
+    def at_once(self, batch_tokens: int) -> int:
+        """How many of so many tokens are best read as one stream."""
+        on_cpu = self.backbone.device.type == "cpu"
+        return min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens
+
     def encode(
         self,
         texts: Sequence[str],
@@ -205,9 +210,8 @@ class Encoder:
         read = self._read(texts, max_length, prompt or "", long_texts)
         raw_DC = np.empty((len(read.documents), size), dtype=np.float32)
         bar = tqdm(total=len(raw_DC), unit="text", disable=not show_progress)
-        if self.backbone.device.type == "cpu":
-            batch_tokens = min(batch_tokens, CPU_TOKENS)
-        for batch in batches([len(document) for document in read.documents], batch_tokens):
+        lengths = [len(document) for document in read.documents]
+        for batch in batches(lengths, self.at_once(batch_tokens)):
             whole_BC = self.embed([read.documents[i] for i in batch])
             raw_DC[batch] = whole_BC[:, :size].cpu().numpy()
             bar.update(len(batch))

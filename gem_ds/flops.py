@@ -128,7 +128,7 @@ def of_stream(
     """Operations of one micro-batch.
 
     `recomputed_layers` is the share of decoder layers that are computed again in the backward pass.
-    All logits are.
+    The logits of a comparison with a base are.
     """
     pair = 4.0 * shape.heads * shape.head_dim * shape.layers
     head = 2.0 * shape.hidden * shape.vocab
@@ -145,5 +145,5 @@ def of_stream(
     # an adapter follows on that.
     unneeded = 2.0 * shape.mlp * shape.hidden * shape.layers * counts.tokens
     again = recomputed_layers * (matrices + attention + lora - unneeded * (trained == "all"))
-    again += head * (counts.targets + 2 * counts.reference)
+    again += head * 2 * counts.reference
     return Flops(layers + heads, again)

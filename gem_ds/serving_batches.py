@@ -209,7 +209,8 @@ class Worker(threading.Thread):
             )
 
     def _embed(self) -> None:
-        budget = self.config.max_batch_tokens // (SHARED if self._has(WRITE) else 1)
+        most = self.config.max_batch_tokens // (SHARED if self._has(WRITE) else 1)
+        budget = self.gem.encoder.at_once(most)
         self.embedding = []
         documents: list[Ids] = []
         tokens = 0

@@ -1,14 +1,23 @@
-"""Next-token loss in chunks of the vocabulary against the plain one: values, gradients, memory."""
+"""Next-token loss in blocks of tokens against the plain one: values, gradients, memory."""
+
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gem_ds.activations import LOGITS_AT_ONCE
+from gem_ds.activations import FLOATS_AT_ONCE, LEAST, LOGITS_AT_ONCE
 from gem_ds.cross_entropy import NextTokenLoss
 
-N, C, V = 37, 16, 331
+N, C, V = 150, 16, 331
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Three blocks of tokens, and six pieces of the vocabulary."""
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", LEAST * V)
+    monkeypatch.setitem(FLOATS_AT_ONCE, "cpu", LEAST * LEAST)
 
 
 def plain(hidden, head, targets, softcap):
@@ -23,7 +32,7 @@ def losses_and_gradients(compute, head, dtype, weight=0.3):
     torch.manual_seed(1)
     hidden = (2 * torch.randn(N, C)).to(dtype).requires_grad_()
     targets = torch.randint(V, (N,))
-    targets[:3] = torch.tensor([0, V - 1, 64])  # the corners of the vocabulary and of a chunk
+    targets[:3] = torch.tensor([0, V - 1, 64])  # the corners of the vocabulary and of a piece
     head.zero_grad()
     loss = compute(hidden, targets)
     (loss * weight).backward()
@@ -32,9 +41,10 @@ def losses_and_gradients(compute, head, dtype, weight=0.3):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("chunk", [64 * N, V * N])
-def test_it_is_the_plain_loss(monkeypatch, bias, softcap, chunk):
-    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", chunk)
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_it_is_the_plain_loss(request, bias, softcap, blocks):
+    if blocks > 1:
+        request.getfixturevalue("small")
     torch.manual_seed(0)
     head = torch.nn.Linear(C, V, bias=bias)
     fast = NextTokenLoss(head, softcap)
@@ -49,10 +59,9 @@ def test_it_is_the_plain_loss(monkeypatch, bias, softcap, chunk):
         assert other.abs().max() > 1e-2
 
 
-def test_in_bf16_it_is_about_as_near_to_fp32_as_the_plain_loss(monkeypatch):
-    """Gradients of weights are one product a chunk, as plain ones are; those of hidden states are
-    sums of chunks, each rounded once, which here are six."""
-    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 64 * N)
+def test_in_bf16_it_is_about_as_near_to_fp32_as_the_plain_loss(small):
+    """Gradients of hidden states are rounded once, as plain ones are; those of weights are sums of
+    blocks, rounded at each, which here are three."""
     torch.manual_seed(0)
     head = torch.nn.Linear(C, V, bias=False).bfloat16()
     exact = torch.nn.Linear(C, V, bias=False)
@@ -66,7 +75,7 @@ def test_in_bf16_it_is_about_as_near_to_fp32_as_the_plain_loss(monkeypatch):
     _, ours = losses_and_gradients(NextTokenLoss(head, None), head, torch.bfloat16)
     ours = [x.clone() for x in ours]
     _, theirs = losses_and_gradients(lambda h, t: plain(h, head, t, None), head, torch.bfloat16)
-    for one, other, x, most in zip(ours, theirs, true, (1.5, 1.02), strict=True):
+    for one, other, x, most in zip(ours, theirs, true, (1.02, 1.3), strict=True):
         mine, plainly = ((y.float() - x).norm() / x.norm() for y in (one, other))
         assert mine < most * plainly, (mine, plainly)
         assert plainly > 1e-4
@@ -93,24 +102,49 @@ def test_what_is_not_finite_stays_so():
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor, in elements, that is made within it."""
+    """The largest tensor of a dtype, in elements, that is made within it, and by what how often."""
 
-    n = 0
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.dtype, self.n, self.made = dtype, 0, Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.made[func.__name__.partition(".")[0]] += 1
         for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and x.dtype == self.dtype:
                 self.n = max(self.n, x.numel())
         return out
 
 
-def test_logits_are_never_there_for_the_whole_vocabulary(monkeypatch):
-    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 64 * N)
+def test_logits_are_never_there_for_all_tokens(small):
     head = torch.nn.Linear(C, V, bias=False)
     with Largest() as ours:
         losses_and_gradients(NextTokenLoss(head, None), head, torch.float32)
     with Largest() as theirs:
         losses_and_gradients(lambda h, t: plain(h, head, t, None), head, torch.float32)
     assert theirs.n == N * V
-    assert ours.n == max(V * C, 64 * N), "the weight's gradient, or a chunk"
+    assert ours.n == LEAST * V, "a block"
+
+
+def test_in_half_precision_no_block_stands_in_fp32(small):
+    head = torch.nn.Linear(C, V, bias=False).bfloat16()
+    with Largest(torch.float32) as wide, Largest(torch.bfloat16) as narrow:
+        losses_and_gradients(NextTokenLoss(head, 5.0), head, torch.bfloat16)
+    assert narrow.n == LEAST * V
+    assert wide.n == LEAST * LEAST
+
+
+def test_without_gradients_none_are_made():
+    head = torch.nn.Linear(C, V, bias=False).requires_grad_(False)
+    hidden, targets = torch.randn(N, C), torch.randint(V, (N,))
+    with Largest() as largest:
+        loss = NextTokenLoss(head, None)(hidden, targets)
+    assert torch.allclose(loss, plain(hidden, head, targets, None))
+    assert largest.made["mm"] + largest.made["addmm"] == 1, "the logits alone"
+    hidden.requires_grad_()
+    with Largest() as largest:
+        NextTokenLoss(head, None)(hidden, targets).backward()
+    assert largest.made["mm"] == 2, "the logits, and the hidden states' gradient"
+    assert largest.made["addmm"] == 0, "a frozen head's gradient"
+    assert hidden.grad.abs().max() > 0

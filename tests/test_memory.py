@@ -17,11 +17,13 @@ def test_bytes_a_token_of_a_layer():
     assert kept[0] == 32 * 2 * 4096
     assert kept == sorted(kept)
     assert kept[-1] == 32 * activations.layer(shape, 2)
-    few = 10 * (6 * shape.vocab + 6 * 4096)
+    few = 10 * (6 * shape.vocab + 2 * 4096)
     assert activations.logits(shape, 2, 10) == few
-    many = 6 * 2**25 + 16384 * 6 * 4096
+    block = 2**28 // shape.vocab
+    piece = block * (2**25 // block)
+    many = 2 * block * shape.vocab + 4 * piece + 16384 * 2 * 4096
     assert activations.logits(shape, 2, 16384) == many
-    assert activations.logits(shape, 4, 16384) == 4 * 2**25 + 16384 * 8 * 4096
+    assert activations.logits(shape, 4, 16384) == 2 * many - 4 * piece
 
 
 @pytest.fixture(scope="module")
