@@ -29,6 +29,7 @@ class Work:
     """A folder with shards, configurations and runs."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = 20000 + os.getpid() % 9000
         if not (folder / "shards" / "manifest.json").exists():

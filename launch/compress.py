@@ -7,42 +7,14 @@ gem_ds.memory_files.read gives what is in a file. Interrupted, the same command 
 what is missing; torchrun shares it among processes.
 """
 
-import argparse
-import sys
-
-from gem_ds.errors import InputError, run
+from gem_ds import embed_flags
+from gem_ds.errors import run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", required=True, metavar="FOLDER", help="what launch/export.py wrote"
-    )
-    parser.add_argument("--input", default="-", metavar="FILE", help="default: standard input")
-    parser.add_argument("--output", required=True, metavar="PATH", help="folder, or .safetensors")
-    parser.add_argument(
-        "--format",
-        choices=["text", "jsonl", "parquet"],
-        help="of the input: a text a line, or the field of a row; by its ending",
-    )
-    parser.add_argument("--field", default="text", metavar="NAME", help="default: %(default)s")
-    parser.add_argument("--id-field", metavar="NAME", help="default: the text's number, from 0")
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16"],
-        help="what the model computes in; a GPU the weights' own, a CPU float32",
-    )
-    parser.add_argument(
-        "--batch-tokens", type=int, default=8192, metavar="N", help="tokens at once"
-    )
-    if len(sys.argv) == 1:
-        parser.print_help()
-        sys.exit(2)
-    args = parser.parse_args()
-    if args.batch_tokens < 1:
-        raise InputError(f"--batch-tokens is {args.batch_tokens}, it must be at least 1")
+    flags = embed_flags.parser(__doc__)
+    flags.add_argument("--output", required=True, metavar="PATH", help="folder, or .safetensors")
+    args = embed_flags.parse(flags)
 
     from gem_ds import embed_files  # after the arguments, so that help comes at once
     from gem_ds.text_files import TextFile

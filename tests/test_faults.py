@@ -94,6 +94,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_and_another_run_is_kep
         assert run.process.wait(timeout=60) == STOPPED, run.text()
     done = len(metrics(run.run))
     assert f"stopped as asked, after {done} of 1000000 steps" in run.text()
+    assert "OVERFLOW" not in run.text(), "the rehearsal's, in which nothing is wrong"
     assert find(run.run).name == f"step-{done:08d}"
     assert damage(find(run.run)) == ""
 
