@@ -3,7 +3,6 @@
 The paper's Appendix B. Compressing and decoding themselves are the business of `memories`.
 """
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM
 
-from gem_ds import adapter_files, bpe, evaluate, tokenization
-from gem_ds.encode import longest_document
+from gem_ds import bpe, encode, evaluate, tokenization
 from gem_ds.errors import InputError
 from gem_ds.eval_results import Candidate, write_json
 from gem_ds.files import sha256
 from gem_ds.gem_config import read_gem_config
+from gem_ds.inference import sharing_weights
 
 LENGTHS = (10, 30, 100)
 
@@ -60,22 +57,17 @@ def _load(model: Candidate, longest: int) -> tuple[Any, Any, Any]:
     gem = read_gem_config(folder)
     if not gem.summary_tokens:
         raise InputError(f"{folder} has no summary tokens, so nothing holds a text")
-    gpu = torch.cuda.is_available()
-    dtype = "auto" if gpu else torch.float32
-    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    writer = encode.load(folder)
     need = 1 + 2 * longest + len(gem.summary_tokens)
-    if need > longest_document(lm.config):
+    room = encode.longest_document(writer.config)
+    if need > room:
         raise InputError(
             f"a text of {longest} tokens, its summary and the text again are {need} tokens, but "
-            f"the model has {longest_document(lm.config)} positions; give shorter --lengths"
+            f"the model has {room} positions; give shorter --lengths"
         )
-    writer = lm.to("cuda" if gpu else "cpu").eval()
-    # Another model of the same tensors, where an adapter can be at the summary tokens.
-    reader = copy.deepcopy(writer, {id(x): x for x in (*writer.parameters(), *writer.buffers())})
+    reader = sharing_weights(writer)  # where an adapter can be at the summary tokens
     if gem.adapter:
-        from gem_ds import adapters  # peft takes seconds to import
-
-        adapters.put_on(reader, model.folder / adapter_files.FOLDER)
+        encode.put_on_adapter(reader, folder)
     return (reader, writer), tokenization.load(folder), gem
 
 

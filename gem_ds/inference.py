@@ -111,8 +111,9 @@ class GemModel:
         read = long_texts.read(self.vocab, given, summary, limit)
         if not read.documents:
             return []
+        at_once = self.encoder.at_once(batch_tokens)
         kept = memories.compress(
-            self._reader, read.documents, len(summary), self.gem.summary_attention, batch_tokens
+            self._reader, read.documents, len(summary), self.gem.summary_attention, at_once
         )
         positions, next_tokens = kept.positions_D.tolist(), kept.next_tokens_D.tolist()
         found = [
