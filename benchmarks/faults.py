@@ -26,7 +26,7 @@ from processes import until
 
 from gem_ds import checkpoint
 from gem_ds.health import Health
-from gem_ds.stopping import stop_requests
+from gem_ds.stopping import StopRequest
 from gem_ds.watchdog import Watchdog
 
 STEPS = 40
@@ -211,8 +211,8 @@ def overhead(work: Work) -> Result:
     run = work.finish("whole", STEPS)
     lines = metrics(run)
     rounds = 2000
-    with stop_requests() as request, Watchdog(work.folder / "guards", 0, 1, 600.0) as guard:
-        health = Health(work.folder)
+    with Watchdog(work.folder / "guards", 0, 1, 600.0) as guard:
+        health, request = Health(work.folder), StopRequest()
         began = time.perf_counter()
         for step in range(rounds):
             values = lines[step % len(lines)]

@@ -19,19 +19,19 @@ from gem_ds.objectives import step_loss
 from gem_ds.profiling import profiled
 from gem_ds.rehearsal import memory_advice, rehearse
 from gem_ds.saving import Retention, Saver
-from gem_ds.stopping import StopRequest, stop_requests
+from gem_ds.stopping import StopRequest, remembering_sigterm
 from gem_ds.watchdog import Watchdog
 
 SAVING_SECONDS = 1500.0  # that the disk may take, whatever the timeout of steps
 
 
-def train(config: TrainConfig) -> None:
-    """Run training to its last step.
+def train(config: TrainConfig, request: StopRequest) -> None:
+    """Run training to its last step, or until the request to stop is made, by SIGTERM too.
 
     Raises `InputError` for what the user can mend, `StoppedError` where it was asked to stop.
     """
     with ExitStack() as stack:
-        request = stack.enter_context(stop_requests())
+        stack.enter_context(remembering_sigterm(request))
         run = open_run(config, stack)
         stack.enter_context(closing(run.loader))
         enabled = dist.rank() == 0

@@ -3,6 +3,7 @@
 import sys
 
 from gem_ds.errors import run
+from gem_ds.stopping import listen
 
 USAGE = """\
 Train a language model that embeds and generates.
@@ -18,6 +19,7 @@ BASE is a hub name or a folder. All flags: python launch/train.py --help"""
 def main() -> None:
     if not [flag for flag in sys.argv[1:] if not flag.startswith("--local_rank")]:
         sys.exit(USAGE)
+    request = listen()  # before what takes time
     from transformers import HfArgumentParser
 
     from gem_ds.config import TrainConfig
@@ -30,7 +32,7 @@ def main() -> None:
     (config,) = parser.parse_args_into_dataclasses()
     from gem_ds.engine import train
 
-    train(config)
+    train(config, request)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from deepspeed.utils import safe_get_full_grad
 
 from gem_ds import build, dist, engine, model, reference
 from gem_ds.config import TrainConfig
+from gem_ds.stopping import StopRequest
 
 
 def add_noise(module: torch.nn.Module, size: float) -> None:
@@ -58,7 +59,7 @@ def main() -> None:
         step, noise = flags.pop("gradients", None), flags.pop("noise", 0.0)
         config = TrainConfig(**flags, output=str(out / name))
         if step is None:
-            engine.train(config)
+            engine.train(config, StopRequest())
         else:
             one_step(config, step, noise, out / f"{name}.pt")
 

@@ -13,6 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -97,6 +99,31 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_and_another_run_is_kep
     assert "OVERFLOW" not in run.text(), "the rehearsal's, in which nothing is wrong"
     assert find(run.run).name == f"step-{done:08d}"
     assert damage(find(run.run)) == ""
+
+
+def test_a_signal_while_it_starts_or_ends_does_no_harm(made, monkeypatch):
+    """SIGUSR1 again and again, from the handler's being there until the process is not."""
+    run = made / "hailed"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    given = flags(made, run, steps=1, rehearse=False)
+    begun = Started(run, [sys.executable, *map(str, (ROOT / "launch/train.py", *given))])
+    number = 1 << (signal.SIGUSR1 - 1)
+    status = Path("/proc") / str(begun.process.pid) / "status"
+
+    def handled():
+        return int(re.search(r"SigCgt:\s+(\w+)", status.read_text())[1], 16) & number
+
+    assert until(handled, 60)
+    n = 0
+    while begun.process.poll() is None:
+        begun.process.send_signal(signal.SIGUSR1)
+        n += 1
+        time.sleep(0.01)
+    assert begun.process.returncode == 0, begun.text()
+    assert n > 100
+    assert find(run).name == "step-00000001"
 
 
 ROOM = 600_000  # bytes: more than a checkpoint of the tiny model, less than two
