@@ -148,10 +148,12 @@ def flags() -> set[str]:
     """What the scripts take."""
     names = {field.name for config in (TrainConfig, PrepareConfig) for field in fields(config)}
     found = {f"--{name.replace('_', '-')}" for name in names}
-    for path in [*(ROOT / "launch").glob("*.py"), *(ROOT / "data_prep").glob("*.py")]:
+    scripts = [*(ROOT / "launch").glob("*.py"), *(ROOT / "data_prep").glob("*.py")]
+    shared = [ROOT / "gem_ds" / "plan_flags.py", ROOT / "gem_ds" / "embed_flags.py"]
+    for path in [*scripts, *shared]:
         found |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', path.read_text()))
-    planned = (ROOT / "gem_ds" / "plan_flags.py").read_text()
-    found |= set(re.findall(r'^\s+\w+\(\s*"(--[a-z-]+)"', planned, re.MULTILINE))
+    for path in [*shared, ROOT / "launch" / "encode.py"]:  # where the method has a shorter name
+        found |= set(re.findall(r'^\s+\w+\(\s*"(--[a-z-]+)"', path.read_text(), re.MULTILINE))
     return found
 
 
