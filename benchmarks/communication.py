@@ -8,7 +8,6 @@ dispatcher in one optimizer step is counted as the whole tensor it gathers or re
 status 1 where they differ by more than 2 %.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from planned import config_of, launch, prepare, shape_of, start, trained_of, zero_of
+from planned import config_of, launch, parser, prepare, shape_of, start, trained_of, zero_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_ds import communication, dist, shapes
@@ -137,16 +136,10 @@ def differences(found: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    flags.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    args = flags.parse_args()
     if args.measure:
         return worker(args.measure, args.out)
     results: dict[str, Any] = {}

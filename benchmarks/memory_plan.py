@@ -8,7 +8,6 @@ followed until its storage is freed, beginning before the model is loaded. Compa
 passes and of the optimizer's step. Exit status 1 where they differ by more than 10 %.
 """
 
-import argparse
 import gc
 import json
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from planned import config_of, launch, prepare, shape_of, start, trained_of, zero_of
+from planned import config_of, launch, parser, prepare, shape_of, start, trained_of, zero_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -159,16 +158,10 @@ def worker(folder: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--ranks", type=int, default=2)
+    flags.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    args = flags.parse_args()
     if args.measure:
         return worker(args.measure, args.out)
     asked = {name: {**SHARED, **SETTINGS[name]} for name in args.only}

@@ -1,9 +1,11 @@
 """Small runs that a plan is compared with: shards, a base, and steps of the trainer itself.
 
-Started by `communication.py` and `memory_plan.py` under DeepSpeed's launcher, several settings in
-one launch. A setting names a DeepSpeed file and the keys changed in it, and flags of training.
+Started by `communication.py`, `memory_plan.py` and `trainer.py` under DeepSpeed's launcher, several
+settings in one launch. A setting names a DeepSpeed file and the keys changed in it, and flags of
+training.
 """
 
+import argparse
 import json
 import os
 import random
@@ -64,6 +66,18 @@ def prepare(folder: Path) -> None:
 def script(name: str, *flags: object) -> None:
     command = [sys.executable, str(ROOT / name), *map(str, flags)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ROOT})
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags that all have, and those by which `launch` starts a benchmark's ranks."""
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--json", type=Path, help="where to write all figures")
+    for name in ("--measure", "--out"):
+        found.add_argument(name, type=Path, help=argparse.SUPPRESS)
+    found.add_argument("--local_rank", help=argparse.SUPPRESS)
+    return found
 
 
 def launch(benchmark: str, folder: Path, settings: dict[str, Any], ranks: int) -> dict[str, Any]:

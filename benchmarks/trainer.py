@@ -9,7 +9,6 @@ mixed rows at alpha 0, ``views`` the same with a contrastive loss at alpha 0.5, 
 the tokens that they are. Exit status 1 where the trainer has less than the share in `GOALS`.
 """
 
-import argparse
 import copy
 import json
 import os
@@ -26,7 +25,7 @@ from typing import Any
 import deepspeed
 import torch
 from encode_model import documentation
-from planned import ROOT, config_of, launch, script, start
+from planned import ROOT, config_of, launch, parser, script, start
 from transformers import AutoModelForCausalLM
 
 from gem_ds import build, dist
@@ -124,17 +123,11 @@ def shares(rates: dict[str, list[float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="of each way in a round")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--ranks", type=int, default=2)
+    flags.add_argument("--rounds", type=int, default=5)
+    flags.add_argument("--steps", type=int, default=5, help="of each way in a round")
+    args = flags.parse_args()
     if args.measure:
         return worker(args.measure, args.out)
     with tempfile.TemporaryDirectory() as temporary:
