@@ -9,7 +9,7 @@ Shapes: T tokens in the stream, N targets, A anchors, k summary tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +39,16 @@ class Batch:
     anchors: Tensor  # (A, k) summary tokens of the positives' anchors
     views: Tensor  # (A, k) summary tokens of their views, in the same order
     names: Tensor  # (A, 3) what they are about, see `positives.Positive`
+    anchors_of_ranks: tuple[int, ...]  # A of every rank, of this one alone before `among`
     row_ids: tuple[int, ...]
     n_padding: int
     reference: Reference | None  # what the base reads of these rows, where it is asked
     split: Split | None  # two passes, where a frozen base computes the text; the plan is of `rest`
     counts: flops.StreamCounts  # what of it costs operations
+
+    def among(self, anchors_of_ranks: Sequence[int]) -> "Batch":
+        """The batch beside those of the other ranks."""
+        return replace(self, anchors_of_ranks=tuple(anchors_of_ranks))
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, copied asynchronously from pinned memory where there is a GPU."""
@@ -179,6 +184,7 @@ def make_batch(
         anchors=tensor(np.array(anchors, dtype=np.int64)[:, None] + offsets_k),
         views=tensor(np.array(views, dtype=np.int64)[:, None] + offsets_k),
         names=tensor(np.array(names, dtype=np.int64).reshape(-1, 3)),
+        anchors_of_ranks=(len(anchors),),
         row_ids=tuple(row_ids),
         n_padding=n_padding,
         reference=reference,

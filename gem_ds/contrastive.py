@@ -4,6 +4,7 @@ Shapes: A anchors on this rank, G on all ranks, k summary tokens, C width of an 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -72,10 +73,12 @@ def info_nce(
     anchors_AC: Tensor,
     views_AC: Tensor,
     names_A3: Tensor,
+    of_ranks: Sequence[int],
     log_scale: Tensor,
     options: ContrastiveOptions,
 ) -> Contrastive:
     """InfoNCE of each anchor with its own view among the views of all ranks (paper, Section 3).
+    `of_ranks` is how many anchors each rank has.
 
     Cosine similarity in fp32 times ``exp(log_scale)``, clamped. With negatives "all",
     an anchor meets the other anchors too, and each view is likewise told from the rest: the mean
@@ -83,8 +86,8 @@ def info_nce(
     With dimensions the loss is the mean over embeddings cut to so many dimensions and whole ones
     (Matryoshka, arXiv 2205.13147). All ranks must call, those without anchors too.
     """
-    both_GC, first = dist.gather_rows(torch.cat([views_AC, anchors_AC], 1).float())
-    names_G3, _ = dist.gather_rows(names_A3)
+    both_GC, first = dist.gather_rows(torch.cat([views_AC, anchors_AC], 1).float(), of_ranks)
+    names_G3, _ = dist.gather_rows(names_A3, of_ranks)
     clamped: Tensor = _ClampToRange.apply(log_scale.float(), *map(math.log, options.scales))  # type: ignore[no-untyped-call]
     scale = clamped.exp()
     views_GC, anchors_GC = both_GC.chunk(2, 1)

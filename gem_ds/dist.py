@@ -1,6 +1,6 @@
 """What the ranks of a run say to each other. Without a process group everything is one rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -82,7 +82,7 @@ class _GatherRows(torch.autograd.Function):
     """Rows of all ranks, one after another; the gradient of each row returns to its owner."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, counts: Sequence[int]) -> Tensor:
         ctx.counts = counts
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
@@ -98,18 +98,26 @@ class _GatherRows(torch.autograd.Function):
         return total[first : first + ctx.counts[rank()]], None
 
 
-def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+def gather_counts(counts: Sequence[int], device: torch.device) -> list[list[int]]:
+    """What every rank counted, a list for each, as many numbers on all. The host waits for it."""
+    here = torch.tensor(counts, dtype=torch.int64, device=device)
+    if world_size() == 1:
+        return [list(counts)]
+    gathered = [torch.empty_like(here) for _ in range(world_size())]
+    dist.all_gather(gathered, here)
+    of_ranks: list[list[int]] = torch.stack(gathered).tolist()
+    return of_ranks
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> tuple[Tensor, int]:
     """Rows (n_r, C) of all ranks as (sum n_r, C) with gradient, and where this rank's begin.
 
-    Ranks may hold different numbers of rows, none included; all ranks must call.
+    `counts` are the n_r of all ranks, none included: known before, so that no host waits for its
+    device. All ranks must call.
     """
-    if world_size() == 1:
-        return rows, 0
-    count = torch.tensor([len(rows)], device=rows.device)
-    gathered = [torch.empty_like(count) for _ in range(world_size())]
-    dist.all_gather(gathered, count)
-    counts = [int(n) for n in torch.cat(gathered).tolist()]
-    if max(counts) == 0:
+    if len(counts) != world_size() or counts[rank()] != len(rows):
+        raise ValueError(f"{len(rows)} rows here, but ranks are said to hold {list(counts)}")
+    if world_size() == 1 or max(counts) == 0:
         return rows, 0
     all_rows: Tensor = _GatherRows.apply(rows, counts)  # type: ignore[no-untyped-call]
     return all_rows, sum(counts[: rank()])

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
 import torch
+from torch.profiler import record_function
 
 from gem_ds import dist
 from gem_ds.batches import Batch
@@ -153,12 +154,16 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
         sum(len(b.reference.index) for b in batches if b.reference),
         operations(run, batches),
     ]
-    counts = dist.sum_over_ranks(torch.tensor(local, dtype=torch.int64, device=device)).tolist()
-    n_targets, n_anchors, n_tokens, n_padding, n_reference, n_operations = counts
+    # All that hosts have to know of each other's rows, now: later they would wait for devices.
+    counted = dist.gather_counts([*local, *(len(b.anchors) for b in batches)], device)
+    totals = [sum(of_ranks) for of_ranks in zip(*counted, strict=True)]
+    n_targets, n_anchors, n_tokens, n_padding, n_reference, n_operations = totals[: len(local)]
 
     sums = torch.zeros(5, dtype=torch.float64, device=device)
-    for batch in batches:
-        out = engine(batch.to(device))
+    for i, batch in enumerate(batches, len(local)):
+        batch = batch.among([of_rank[i] for of_rank in counted])
+        with record_function("gem_ds forward"):
+            out = engine(batch.to(device))
         loss = step_loss(
             out.ntp,
             out.contrastive,
@@ -170,8 +175,10 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
             n_reference,
             dist.world_size(),
         )
-        engine.backward(loss, scale_wrt_gas=False)
-        engine.step()
+        with record_function("gem_ds backward"):
+            engine.backward(loss, scale_wrt_gas=False)
+        with record_function("gem_ds optimizer"):  # of the last micro-batch alone
+            engine.step()
         sums += torch.stack([x.detach().double() for x in out[:5]])
     told = torch.tensor([float(flag) for flag in flags], dtype=torch.float64, device=device)
     sums_of_all = dist.sum_over_ranks(torch.cat([sums, told])).tolist()

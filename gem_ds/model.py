@@ -162,6 +162,7 @@ class TrainingModel(nn.Module):
             self.embed(hidden_TC, batch.anchors),
             self.embed(hidden_TC, batch.views),
             batch.names,
+            batch.anchors_of_ranks,
             self.log_scale,
             self.options,
         )

@@ -31,7 +31,8 @@ def rehearse(run: Run) -> None:
     alphas = {run.schedule.alpha_at(step) for step in steps}
     for with_targets, with_views in sorted({(alpha < 1, alpha > 0) for alpha in alphas}):
         batch = run.loader.longest(run.first_step, LOOKED_AT, with_targets, with_views)
-        batch = batch.to(run.device)
+        (anchors,) = zip(*dist.gather_counts([len(batch.anchors)], run.device), strict=True)
+        batch = batch.among(anchors).to(run.device)
         with _without_warnings():  # of the overflow, which nobody need look into
             for _ in range(config.accumulation(dist.world_size())):
                 torch.manual_seed(0)

@@ -48,9 +48,13 @@ def reference(anchors, views, names, scale, both, size):
     return sum(sums) / len(sums)
 
 
+def of_one_rank(anchors, views, names, scale, options):
+    return info_nce(anchors, views, names, [len(anchors)], scale, options)
+
+
 def test_info_nce_is_the_papers_formula():
     a, v = embeddings(4)
-    got = info_nce(a, v, different(4), log_scale(), PAPER)
+    got = of_one_rank(a, v, different(4), log_scale(), PAPER)
     cosine = torch.stack([torch.stack([F.cosine_similarity(x, y, dim=0) for y in v]) for x in a])
     weight = (20 * cosine).exp()
     expected = -(weight.diagonal() / weight.sum(1)).log().sum()
@@ -82,24 +86,24 @@ def test_what_is_the_same_is_no_negative(names, negatives):
     a, v = embeddings(6)
     options = replace(PAPER, negatives=negatives)
     scale = 3.0  # so that every negative weighs something
-    got = info_nce(a, v, NAMES[names], log_scale(scale), options).loss
+    got = of_one_rank(a, v, NAMES[names], log_scale(scale), options).loss
     expected = reference(a, v, NAMES[names], scale, negatives == "all", 8)
     assert got.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
     if names == "all one record":
         assert got.item() == pytest.approx(0, abs=1e-6)
     elif names != "different":
-        assert got.item() < info_nce(a, v, different(6), log_scale(scale), options).loss.item()
+        assert got.item() < of_one_rank(a, v, different(6), log_scale(scale), options).loss.item()
 
 
 @pytest.mark.parametrize("negatives", ["views", "all"])
 def test_matryoshka_trains_the_cut_embeddings_too(negatives):
     a, v = embeddings(5)
     options = replace(PAPER, negatives=negatives, dimensions=(2, 4))
-    got = info_nce(a, v, different(5), log_scale(), options)
+    got = of_one_rank(a, v, different(5), log_scale(), options)
     both = negatives == "all"
     expected = sum(reference(a, v, different(5), 20, both, n) for n in (2, 4, 8)) / 3
     assert got.loss.item() == pytest.approx(expected, rel=1e-4)
-    whole = info_nce(a, v, different(5), log_scale(), replace(options, dimensions=()))
+    whole = of_one_rank(a, v, different(5), log_scale(), replace(options, dimensions=()))
     assert got.positive_cosine.item() == whole.positive_cosine.item()
 
 
@@ -107,7 +111,7 @@ def test_without_anchors_every_parameter_stays_in_the_graph():
     for negatives in ("views", "all"):
         hidden, scale = torch.randn(3, 8, requires_grad=True), log_scale()
         options = replace(PAPER, negatives=negatives, dimensions=(4,))
-        loss = info_nce(hidden[:0], hidden[:0], different(0), scale, options).loss
+        loss = of_one_rank(hidden[:0], hidden[:0], different(0), scale, options).loss
         loss.backward()
         assert loss.item() == 0
         assert scale.grad.item() == 0
@@ -123,7 +127,7 @@ def test_the_temperature_is_clamped_and_can_come_back(start, bound):
     grads = {}
     for name, views in {"larger": pairs, "smaller": pairs.roll(1, 0)}.items():
         scale = torch.tensor([start], requires_grad=True)
-        result = info_nce(pairs, views, different(4), scale, options)
+        result = of_one_rank(pairs, views, different(4), scale, options)
         assert result.scale.item() == pytest.approx(bound, rel=1e-5)
         result.loss.backward()
         grads[name] = scale.grad.item()
