@@ -69,7 +69,16 @@ def hidden_states(lm: Any, stream: Batch | Reference, rows: "SummaryRows | None"
 
 
 def _last_states(lm: Any, position_ids: Tensor, plan: Any, **inputs: Tensor) -> Tensor:
-    output = lm.base_model(**inputs, position_ids=position_ids, gem_plan=plan, use_cache=False)
+    # A mask that attention does not read: given one, Transformers makes none of its own, for which
+    # the host would wait for the positions.
+    mask = torch.empty(1, 1, 1, 1, device=position_ids.device)
+    output = lm.base_model(
+        **inputs,
+        position_ids=position_ids,
+        attention_mask=mask,
+        gem_plan=plan,
+        use_cache=False,
+    )
     hidden_TC: Tensor = output.last_hidden_state.squeeze(0)
     return hidden_TC
 

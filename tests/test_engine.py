@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -255,15 +256,45 @@ def test_what_is_recomputed_changes_nothing(trained, name):
     assert all(torch.equal(recomputed[key], here[key]) for key in recomputed)
 
 
-def test_the_steps_that_were_asked_for_are_traced(trained):
+@pytest.fixture(scope="module")
+def traced(trained) -> list[dict[str, Any]]:
     (path,) = (trained / "traced" / "profile").iterdir()
-    names = {event.get("name", "") for event in json.loads(path.read_text())["traceEvents"]}
+    return [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name")]
+
+
+def test_the_steps_that_were_asked_for_are_traced(trained, traced):
+    names = {event["name"] for event in traced}
     assert {name for name in names if name.startswith("ProfilerStep")} == {
         "ProfilerStep#2",
         "ProfilerStep#3",
     }
     assert "aten::mm" in names
     assert not (trained / "zero3" / "profile").exists()
+
+
+def test_the_host_waits_for_no_number_inside_a_step(traced):
+    """It would let the device run dry. Reading the step's sums at its end is one such number.
+
+    (What only the CPU's attention does, to index by a mask, is left out; a GPU has its own test.)
+    """
+
+    def within(span: dict[str, Any]) -> set[str]:
+        until = span["ts"] + span["dur"]
+        return {
+            event["name"]
+            for event in traced
+            if event.get("tid") == span["tid"] and span["ts"] <= event["ts"] < until
+        }
+
+    for part in ("forward", "backward"):
+        spans = [
+            e for e in traced if e["name"] == f"gem_ds {part}" and e["cat"] == "user_annotation"
+        ]
+        assert len(spans) == 4, "two micro-batches in each of two steps"
+        for span in spans:
+            assert "aten::mm" in within(span)
+            assert not {"aten::item", "aten::_local_scalar_dense"} & within(span)
+    assert any(event["name"] == "aten::_local_scalar_dense" for event in traced)
 
 
 def test_precision_is_chosen_by_the_hardware_or_by_name(trained):

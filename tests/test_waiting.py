@@ -1,0 +1,52 @@
+"""The host hands a micro-batch's work to its device without waiting for a number of it."""
+
+import pytest
+import torch
+from models import FAMILIES, MIXED, hidden_states, tiny_model
+from test_prefill import adapted, batch_of, rows  # noqa: F401
+
+from gem_ds import model
+from gem_ds.attention import attach, choose, make_plan
+from gem_ds.layout import positions
+
+EXPERTS = ("mixtral", "gpt_oss", "qwen3_moe")  # on a CPU their products ask for groups' sizes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_pass_asks_for_no_number(family):
+    """Transformers would look at the positions, for packed documents: it is kept from it."""
+    lm = tiny_model(family)
+    attach(lm)
+    backend = choose("auto", lm, torch.device("cpu"), torch.float32)
+    ids = torch.randint(64, (int(MIXED[-1, -1]),), generator=torch.Generator().manual_seed(1))
+    places = torch.from_numpy(positions(MIXED))[None]
+    plan = make_plan(MIXED, backend)
+    ways = {
+        "ours": lambda: model._last_states(lm, places, plan, input_ids=ids[None]),
+        "without": lambda: hidden_states(lm, ids, MIXED, backend),
+    }
+    found, asked = {}, {}
+    for name, way in ways.items():
+        with torch.no_grad(), torch.profiler.profile() as profiler:
+            found[name] = way()
+        asked[name] = sum(event.name == "aten::item" for event in profiler.events())
+    assert torch.equal(found["ours"], found["without"])
+    assert asked["ours"] < asked["without"]
+    if not family.startswith(EXPERTS):
+        assert asked["ours"] == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["varlen", "flex"])
+def test_a_gpu_is_never_waited_for_in_a_micro_batch(rows, backend):  # noqa: F811
+    """In the second one: the first compiles kernels."""
+    gem = adapted().to("cuda", torch.bfloat16)
+    for mode in ("default", "error"):
+        batch = batch_of(rows, backend)
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            out = gem(batch.to(torch.device("cuda")))
+            (out.ntp + out.contrastive).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert out.contrastive.item() > 0
