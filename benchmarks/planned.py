@@ -8,6 +8,7 @@ training.
 import argparse
 import json
 import os
+import socket
 import random
 import subprocess
 import sys
@@ -64,8 +65,15 @@ def prepare(folder: Path) -> None:
 
 
 def script(name: str, *flags: object) -> None:
+    """Run a script of the project, at a port of its own. Ends with its last line where it fails."""
     command = [sys.executable, str(ROOT / name), *map(str, flags)]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ROOT})
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(port)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode:
+        sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
