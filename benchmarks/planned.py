@@ -8,8 +8,8 @@ training.
 import argparse
 import json
 import os
-import socket
 import random
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
