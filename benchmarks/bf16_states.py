@@ -9,7 +9,6 @@ for it and computes the same.
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -55,7 +54,6 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", default=["3e-3", "1e-4"], help="learning rates")
     parser.add_argument("--json", type=Path, help="file for all losses")
     args = parser.parse_args()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     curves: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -20,7 +20,6 @@ import platform
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ import lab_report
 import torch
 from lab_measures import Dev
 from lab_runs import TABLE, Run, Table
+from processes import free_port
 
 from gem_ds import errors, files
 from gem_ds.errors import InputError
@@ -227,19 +227,13 @@ def _launcher(ranks: int) -> list[Any]:
     if ranks == 1:
         return _python("launch/train.py")
     launcher = [sys.executable, Path(sys.executable).with_name("deepspeed"), "--num_gpus", ranks]
-    return [*launcher, "--master_port", _free_port(), ROOT / "launch/train.py"]
+    return [*launcher, "--master_port", free_port(), ROOT / "launch/train.py"]
 
 
 def _environment() -> dict[str, str]:
     """For the commands: a port of their own, and the CPU where there is no GPU."""
     own = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}
-    return {**os.environ, **own, "MASTER_PORT": str(_free_port())}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    return {**os.environ, **own, "MASTER_PORT": str(free_port())}
 
 
 def _write(path: Path, value: Any) -> None:

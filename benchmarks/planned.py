@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import free_port
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gem_ds import build, expected, shapes, zero
@@ -67,10 +67,7 @@ def prepare(folder: Path) -> None:
 def script(name: str, *flags: object) -> None:
     """Run a script of the project, at a port of its own. Ends with its last line where it fails."""
     command = [sys.executable, str(ROOT / name), *map(str, flags)]
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(port)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
@@ -92,11 +89,10 @@ def launch(benchmark: str, folder: Path, settings: dict[str, Any], ranks: int) -
     """Run `benchmark --measure` on so many CPU ranks; what its rank 0 measured, by setting."""
     asked, out = folder / "settings.json", folder / f"measured-{ranks}.json"
     asked.write_text(json.dumps(settings))
-    port = 20000 + os.getpid() % 9000
     done = subprocess.run(
         [
             *(sys.executable, Path(sys.executable).parent / "deepspeed"),
-            *("--num_gpus", str(ranks), "--master_port", str(port)),
+            *("--num_gpus", str(ranks), "--master_port", str(free_port())),
             *(ROOT / "benchmarks" / benchmark, "--measure", folder, "--out", out),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

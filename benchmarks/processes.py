@@ -1,5 +1,6 @@
-"""Processes of a session, as Linux tells of them in /proc."""
+"""Processes of a session, as Linux tells of them in /proc, and a port for one."""
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,3 +35,10 @@ def until(condition: Callable[[], object], seconds: float) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

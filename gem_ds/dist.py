@@ -100,9 +100,9 @@ class _GatherRows(torch.autograd.Function):
 
 def gather_counts(counts: Sequence[int], device: torch.device) -> list[list[int]]:
     """What every rank counted, a list for each, as many numbers on all. The host waits for it."""
-    here = torch.tensor(counts, dtype=torch.int64, device=device)
     if world_size() == 1:
         return [list(counts)]
+    here = torch.tensor(counts, dtype=torch.int64, device=device)
     gathered = [torch.empty_like(here) for _ in range(world_size())]
     dist.all_gather(gathered, here)
     of_ranks: list[list[int]] = torch.stack(gathered).tolist()

@@ -124,6 +124,38 @@ def operations(run: Run, batches: Sequence[Batch]) -> int:
     return round(sum(of_stream(run.shape, batch.counts, *how).model for batch in batches))
 
 
+class Counts(NamedTuple):
+    """What the micro-batches of a step hold, over all ranks."""
+
+    targets: int
+    anchors: int
+    tokens: int
+    padding: int
+    reference: int  # tokens compared with the base
+    operations: int
+
+
+def exchange(run: Run, batches: Sequence[Batch]) -> tuple[list[Batch], Counts]:
+    """This rank's micro-batches beside those of the others, and what all of them hold.
+
+    All that hosts have to know of each other's rows, in one collective before a step's first
+    kernel: later they would wait for their devices.
+    """
+    here = Counts(
+        targets=sum(len(b.targets) for b in batches),
+        anchors=sum(len(b.anchors) for b in batches),
+        tokens=sum(b.input_ids.numel() for b in batches),
+        padding=sum(b.n_padding for b in batches),
+        reference=sum(len(b.reference.index) for b in batches if b.reference),
+        operations=operations(run, batches),
+    )
+    told = dist.gather_counts([*here, *(len(b.anchors) for b in batches)], run.device)
+    columns = list(zip(*told, strict=True))
+    totals = Counts(*(sum(of_ranks) for of_ranks in columns[: len(here)]))
+    anchors = columns[len(here) :]
+    return [b.among(of_ranks) for b, of_ranks in zip(batches, anchors, strict=True)], totals
+
+
 class Step(NamedTuple):
     """A step that was taken."""
 
@@ -146,22 +178,9 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
     batches = run.loader.step(step, with_targets=alpha < 1, with_views=alpha > 0)
     loaded = time.perf_counter()
     run.watchdog.move(f"in step {step}, computing")
-    local = [
-        sum(len(b.targets) for b in batches),
-        sum(len(b.anchors) for b in batches),
-        sum(b.input_ids.numel() for b in batches),
-        sum(b.n_padding for b in batches),
-        sum(len(b.reference.index) for b in batches if b.reference),
-        operations(run, batches),
-    ]
-    # All that hosts have to know of each other's rows, now: later they would wait for devices.
-    counted = dist.gather_counts([*local, *(len(b.anchors) for b in batches)], device)
-    totals = [sum(of_ranks) for of_ranks in zip(*counted, strict=True)]
-    n_targets, n_anchors, n_tokens, n_padding, n_reference, n_operations = totals[: len(local)]
-
+    batches, counts = exchange(run, batches)
     sums = torch.zeros(5, dtype=torch.float64, device=device)
-    for i, batch in enumerate(batches, len(local)):
-        batch = batch.among([of_rank[i] for of_rank in counted])
+    for batch in batches:
         with record_function("gem_ds forward"):
             out = engine(batch.to(device))
         loss = step_loss(
@@ -170,9 +189,9 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
             out.kl,
             alpha,
             run.config.kl_to_base,
-            n_targets,
-            n_anchors,
-            n_reference,
+            counts.targets,
+            counts.anchors,
+            counts.reference,
             dist.world_size(),
         )
         with record_function("gem_ds backward"):
@@ -182,9 +201,9 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
         sums += torch.stack([x.detach().double() for x in out[:5]])
     told = torch.tensor([float(flag) for flag in flags], dtype=torch.float64, device=device)
     sums_of_all = dist.sum_over_ranks(torch.cat([sums, told])).tolist()
-    ntp = sums_of_all[0] / max(n_targets, 1)
-    kl = sums_of_all[1] / max(n_reference, 1)
-    contrastive, positive, negative = (x / max(n_anchors, 1) for x in sums_of_all[2:5])
+    ntp = sums_of_all[0] / max(counts.targets, 1)
+    kl = sums_of_all[1] / max(counts.reference, 1)
+    contrastive, positive, negative = (x / max(counts.anchors, 1) for x in sums_of_all[2:5])
     grad_norm = engine.get_global_grad_norm()
     seconds = time.perf_counter() - began
     values = {
@@ -199,16 +218,16 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
         "schedule/temperature": float(out.scale),
         "train/grad_norm": float("nan") if grad_norm is None else float(grad_norm),
         "train/skipped": float(not engine.was_step_applied()),
-        "data/tokens": n_tokens,
-        "data/targets": n_targets,
-        "data/anchors": n_anchors,
-        "data/reference": n_reference,
-        "data/padding": n_padding / n_tokens,
+        "data/tokens": counts.tokens,
+        "data/targets": counts.targets,
+        "data/anchors": counts.anchors,
+        "data/reference": counts.reference,
+        "data/padding": counts.padding / counts.tokens,
         "speed/step_seconds": seconds,
         "speed/data_seconds": loaded - began,
-        "speed/tokens_per_second": n_tokens / seconds,
-        "speed/targets_per_second": n_targets / seconds,
+        "speed/tokens_per_second": counts.tokens / seconds,
+        "speed/targets_per_second": counts.targets / seconds,
         "memory/gib": memory_gib(device),
-        **utilization(n_operations / seconds / dist.world_size(), device),
+        **utilization(counts.operations / seconds / dist.world_size(), device),
     }
     return Step(values, batches, [int(n) for n in sums_of_all[5:]])

@@ -149,6 +149,18 @@ def _with_bf16(enabled, config_name, folder, zero):
     return path
 
 
+def small_llama(folder, tokenizer_dir):
+    """A folder with shards, a tiny Llama's configurations and a DeepSpeed file for its runs."""
+    random_shards(folder / "shards", tokenizer_dir, n_rows=24, k=2, gem_share=0.8)
+    pairs = {"n_rows": 12, "k": 2, "gem_share": 0.8, "kind": "pair"}
+    random_shards(folder / "pairs", tokenizer_dir, **pairs)
+    llama_config(folder / "tied")
+    llama_config(folder / "untied", tied=False)
+    # Nothing stays gathered: even the smallest parameter is partitioned.
+    fp32("zero3.json", folder, stage3_param_persistence_threshold=0)
+    return folder
+
+
 def command(script, *flags, ranks=1):
     """A command line of the project under DeepSpeed's launcher, as a user types it."""
     port = 20000 + os.getpid() % 20000

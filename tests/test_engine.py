@@ -1,6 +1,5 @@
-"""Real DeepSpeed processes over gloo: same rows, same numbers; resuming; bad input."""
+"""Real DeepSpeed processes over gloo: every file and flag from one base; bad input."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -9,25 +8,20 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from helpers import save_tokenizer
 from runs import (
     ROOT,
     bf16,
-    command,
     fp32,
     llama_config,
     metrics,
     random_base,
-    random_shards,
     several_runs,
-    train,
+    small_llama,
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -47,138 +41,7 @@ DEEPSPEED_FILES = ("zero2", "zero3", "zero3_offload")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tokenizer_dir):
-    """Shards, a tiny Llama's configuration and DeepSpeed files, shared by this module's runs."""
-    folder = tmp_path_factory.mktemp("engine")
-    random_shards(folder / "shards", tokenizer_dir, n_rows=24, k=2, gem_share=0.8)
-    pairs = {"n_rows": 12, "k": 2, "gem_share": 0.8, "kind": "pair"}
-    random_shards(folder / "pairs", tokenizer_dir, **pairs)
-    llama_config(folder / "tied")
-    llama_config(folder / "untied", tied=False)
-    # Nothing stays gathered: even the smallest parameter is partitioned.
-    fp32("zero3.json", folder, stage3_param_persistence_threshold=0)
-    return folder
-
-
-def one_step(made, ranks, settings):
-    """Metrics and gradients of one step for each setting."""
-    common = {
-        "shards": made / "shards",
-        "deepspeed": made / "fp32-zero3.json",
-        "rows_per_step": 8,
-        "steps": 50,
-        "max_grad_norm": 1e9,
-        "alpha_start": 3,
-        "gradients": 3,
-    }
-    out = made / f"gradients-{ranks}"
-    several_runs(out, ranks, {name: {**common, **flags} for name, flags in settings.items()})
-    return {name: torch.load(out / f"{name}.pt") for name in settings}
-
-
-def assert_same(a, b):
-    for key in ("loss/ntp", "loss/contrastive", "loss/total", "train/grad_norm"):
-        assert a["values"][key] == pytest.approx(b["values"][key], rel=1e-5), key
-    for name, grad in a["grads"].items():
-        error = (grad - b["grads"][name]).abs().max() / grad.abs().max().clamp_min(1e-20)
-        assert error < 1e-5, (name, float(error))
-
-
-def test_same_rows_same_numbers(made):
-    dropout = {"alpha": 0.5, "config": made / "tied", "positives": "dropout"}
-    continuation = {"alpha": 0.5, "config": made / "untied", "positives": "continuation"}
-    crops = {"alpha": 0.5, "config": made / "tied", "positives": "dropout,crops"}
-    crops |= {"crop_tokens": "2-8", "crop_every": 16, "negatives": "all"}
-    crops |= {"matryoshka": "8,16", "aggregation": "concat"}
-    pairs = {"alpha": 0.5, "config": made / "tied", "shards": made / "pairs", "positives": "pair"}
-    contrastive = {"alpha": 1.0, "config": made / "untied", "positives": "dropout"}
-    ntp = {"alpha": 0.0, "config": made / "untied"}
-    one = one_step(
-        made,
-        1,
-        {
-            "dropout": {**dropout, "rows_per_micro_batch": 8},
-            "continuation": {**continuation, "rows_per_micro_batch": 4},
-            "crops": {**crops, "rows_per_micro_batch": 8},
-            "pairs": {**pairs, "rows_per_micro_batch": 8},
-            "contrastive": {**contrastive, "rows_per_micro_batch": 8},
-            "ntp": {**ntp, "rows_per_micro_batch": 8},
-            "ntp-accumulated": {**ntp, "rows_per_micro_batch": 1},
-        },
-    )
-    two = one_step(
-        made,
-        2,
-        {
-            "dropout": {**dropout, "rows_per_micro_batch": 4},
-            "continuation": {**continuation, "rows_per_micro_batch": 2},
-            "crops": {**crops, "rows_per_micro_batch": 4},
-            "pairs": {**pairs, "rows_per_micro_batch": 4},
-            "contrastive": {**contrastive, "rows_per_micro_batch": 4},
-            "ntp": {**ntp, "rows_per_micro_batch": 1},
-        },
-    )
-    for name, result in two.items():
-        assert_same(one[name], result)
-    assert_same(one["ntp"], one["ntp-accumulated"])
-    values = one["dropout"]["values"]
-    assert values["data/anchors"] > 8
-    assert values["loss/contrastive"] > 0.01
-    assert one["contrastive"]["values"]["loss/ntp"] == 0, "no logits are computed at alpha = 1"
-    grads = one["contrastive"]["grads"]
-    assert grads["lm.lm_head.weight"].abs().max() == 0
-    assert all(g.abs().max() > 0 for name, g in grads.items() if name != "lm.lm_head.weight")
-    assert one["ntp"]["grads"]["log_scale"].abs().max() == 0
-    assert one["dropout"]["grads"]["log_scale"].abs().max() > 0
-
-
-def test_a_resumed_run_continues_bit_for_bit(made):
-    """Killed twice with all its processes, a run ends with the losses of one left alone."""
-    flags = ("--config", made / "untied", "--shards", made / "shards", "--rows-per-step", 4)
-    flags += ("--learning-rate", "1e-2", "--alpha-start", 2, "--warmup-steps", 0)
-    flags += ("--save-every", 3, "--steps", 9, "--resume", "auto")
-    config = made / "fp32-zero3.json"
-    train(*flags, "--output", made / "whole", ranks=2, deepspeed=config)
-    cut = made / "cut"
-    for step in (3, 6):
-        train_until(
-            cut / "checkpoints" / f"step-{step:08d}", *flags, "--output", cut, config=config
-        )
-    train(*flags, "--output", cut, ranks=2, deepspeed=config)
-
-    def exact(run):
-        noisy = ("speed/", "memory/")
-        return [{k: v for k, v in m.items() if not k.startswith(noisy)} for m in metrics(run)]
-
-    assert exact(made / "whole") == exact(cut)
-    assert [m["step"] for m in exact(cut)] == list(range(9))
-    for run in ("whole", "cut"):
-        kept = sorted(p.name for p in (made / run / "checkpoints").glob("step-*"))
-        assert kept == ["step-00000006", "step-00000009"]
-    whole, resumed = (load_weights(find(made / run)) for run in ("whole", "cut"))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def train_until(path, *flags, config):
-    """Train in two processes until `path` is there, then kill everything."""
-    process = subprocess.Popen(
-        command("launch/train.py", "--deepspeed", config, *flags, ranks=2),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not path.exists():
-            assert process.poll() is None, "the run ended before it was cut off"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        process.wait()
+    return small_llama(tmp_path_factory.mktemp("engine"), tokenizer_dir)
 
 
 @pytest.fixture(scope="module")
@@ -351,12 +214,6 @@ def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
         build._check_objective(config_of(made, positives="dropout"), plain)
     build._check_objective(config_of(made, alpha=0.0), plain)
     build._check_objective(config_of(made), plain)  # crops, which every text has
-
-
-def test_no_shared_memory_is_left(trained):
-    """Of a run on CPUs, be it ended or killed; nothing removes it but a restart of the machine."""
-    port = 20000 + os.getpid() % 20000
-    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
 
 
 def test_a_full_folder_another_checkpoint_and_missing_ones_are_refused(trained, made):
