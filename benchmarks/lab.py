@@ -7,7 +7,8 @@ in <out>/shards, trainings and exports, in folders named by a digest of all that
 flags, base, corpus, seed. So what runs have in common is made once, what is finished is not made
 again, what was interrupted goes on, and what is defined otherwise is made anew; changes of the
 code are not noticed. --results has a file for each run and seed, which is all that the table needs:
-a run whose result is there is not made again, on whatever machine it was made.
+a run whose result is there is not made again, on whatever machine it was made. So that machines
+agree, CPUs compute in fp32, those too that multiply bf16; GPUs compute in bf16.
 """
 
 import argparse
@@ -60,6 +61,8 @@ class Lab:
         self.base_digest, self.corpus_digest = content(base), content(corpus)
         measured = [content(dev / name) for name in lab_measures.FILES]
         self.measured = {"dev": measured, "measures": lab_measures.VERSION}
+        self.bf16 = torch.cuda.is_available()
+        self.deepspeed = json.loads(DEEPSPEED.read_text()) | {"bf16": {"enabled": self.bf16}}
         self.done: list[str] = []  # what was made or measured, for people and tests
 
     def baselines(self) -> dict[str, Any]:
@@ -80,9 +83,8 @@ class Lab:
             trained = self._folder("trainings", training) / "run"
             lines = (trained / "metrics.jsonl").read_text().splitlines()
             steps = [json.loads(line) for line in lines]
-            told = json.loads((trained / "run.json").read_text())
             return {
-                "precision": "bf16" if told["deepspeed"]["bf16"]["enabled"] else "fp32",
+                "precision": "bf16" if self.bf16 else "fp32",
                 "figures": lab_measures.trained(made, str(self.base), self.dev),
                 "training_seconds": sum(step["speed/step_seconds"] for step in steps),
                 "training_tokens": sum(step["data/tokens"] for step in steps),
@@ -112,7 +114,7 @@ class Lab:
             "flags": shlex.split(f"{self.table.train} {run.train}"),
             "shards": shards,
             "base": self.base_digest,
-            "deepspeed": content(DEEPSPEED),
+            "deepspeed": self.deepspeed,
             "ranks": run.ranks,
             "seed": seed,
         }
@@ -126,8 +128,10 @@ class Lab:
             return [*_python("data_prep/shard.py"), *told]
 
         def learning(folder: Path) -> list[Any]:
-            told = ["--deepspeed", DEEPSPEED, "--model", self.base, "--shards", sharded / "shards"]
-            told += ["--output", folder / "run", "--resume", "auto", "--seed", seed]
+            _write(folder / "deepspeed.json", self.deepspeed)
+            told = ["--deepspeed", folder / "deepspeed.json", "--model", self.base]
+            told += ["--shards", sharded / "shards", "--output", folder / "run"]
+            told += ["--resume", "auto", "--seed", seed]
             return [*_launcher(run.ranks), *told]
 
         def exporting(folder: Path) -> list[Any]:
