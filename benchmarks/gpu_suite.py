@@ -3,9 +3,10 @@
     python benchmarks/gpu_suite.py
 
 The GPU tests, the attention table with its memory, training steps of layers shaped as those of
-Llama 3.1 8B, and a small run of the trainer. Needs torch, transformers, NumPy and pytest alone; the
-trainer's part runs where DeepSpeed is installed. Writes benchmarks/results/<date>-<gpu>.json and
-.md, also when a part fails, and then ends with a non-zero exit status.
+Llama 3.1 8B, a small run of the trainer, and the loss. Needs torch, transformers, NumPy and pytest
+alone; the trainer's part runs where DeepSpeed is installed, and Liger is measured where that is.
+Writes benchmarks/results/<date>-<gpu>.json and .md, also when a part fails, and then ends with a
+non-zero exit status.
 """
 
 import argparse
@@ -26,9 +27,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # Of each part: the Python command lines, and the seconds that all may take.
 PARTS: dict[str, tuple[list[str], int]] = {
-    "tests": (["-m pytest --noconftest -o addopts= -q tests/test_gpu.py"], 185),
-    "attention": (["benchmarks/attention.py --json {folder}/figures.json"], 95),
-    "layers": (["benchmarks/layers.py --json {folder}/figures.json"], 95),
+    "tests": (["-m pytest --noconftest -o addopts= -q tests/test_gpu.py"], 170),
+    "attention": (["benchmarks/attention.py --json {folder}/figures.json"], 85),
+    "layers": (["benchmarks/layers.py --json {folder}/figures.json"], 100),
     "trainer": (
         [
             "data_prep/docstrings.py --output {folder}/corpus",
@@ -39,10 +40,12 @@ PARTS: dict[str, tuple[list[str], int]] = {
             "launch/train.py --deepspeed ds_configs/zero3.json --config examples/demo_llama.json "
             "--shards {folder}/shards --output {folder}/run --steps 30 --alpha-start 10 "
             "--rows-per-step 8 --rows-per-micro-batch 4",
-            "-m pytest --noconftest -o addopts= -q -m gpu tests/test_waiting.py",
+            "-m pytest --noconftest -o addopts= -q -m gpu tests/test_waiting.py "
+            "tests/test_fusing.py",
         ],
-        105,
+        95,
     ),
+    "loss": (["benchmarks/loss.py --device cuda --json {folder}/figures.json"], 25),
 }
 
 

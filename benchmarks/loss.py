@@ -1,15 +1,16 @@
 """Next-token loss in blocks of tokens against the plain one: peak memory and time.
 
-    python benchmarks/loss.py --json out.json
+    python benchmarks/loss.py --json out.json [--device cuda]
 
 Memory is counted, not measured: tensors without content go through forward and backward, and the
 bytes of those that live at once are added up, so that shapes of any size fit any machine. Hidden
 states, weight and targets are there before and are not counted; the gradients of both are. Time is
-of this machine, on shapes that fit it, in turns.
+of this machine, on shapes that fit it, in turns; on a GPU beside Liger's, where that is installed.
 """
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import statistics
 import time
@@ -65,17 +66,24 @@ def plain(head: torch.nn.Linear) -> Loss:
 
 
 def ways(head: torch.nn.Linear) -> dict[str, Loss]:
-    return {"blocks": NextTokenLoss(head, None), "plain": plain(head)}
+    found: dict[str, Loss] = {"blocks": NextTokenLoss(head, None), "plain": plain(head)}
+    if head.weight.is_cuda and importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        found["liger"] = lambda hidden, targets: liger(head.weight, hidden, targets)
+    return found
 
 
 def given(
-    shape: tuple[int, int, int], dtype: torch.dtype
+    shape: tuple[int, int, int], dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[torch.nn.Linear, Tensor, Tensor]:
     n, width, vocabulary = shape
     torch.manual_seed(0)
-    head = torch.nn.Linear(width, vocabulary, bias=False, dtype=dtype)
-    hidden = torch.randn(n, width, dtype=dtype, requires_grad=True)
-    return head, hidden, torch.randint(vocabulary, (n,))
+    with torch.device(device):
+        head = torch.nn.Linear(width, vocabulary, bias=False, dtype=dtype)
+        hidden = torch.randn(n, width, dtype=dtype, requires_grad=True)
+        return head, hidden, torch.randint(vocabulary, (n,))
 
 
 def memory(name: str, device: str = "cpu") -> int:
@@ -95,14 +103,19 @@ def memory(name: str, device: str = "cpu") -> int:
     return living.peak
 
 
-def seconds(rounds: int) -> dict[str, float]:
-    head, hidden, targets = given(SMALL, torch.float32)
-    times: dict[str, list[float]] = {"blocks": [], "plain": []}
+def seconds(rounds: int, device: str) -> dict[str, float]:
+    shape = (SMALL, torch.float32) if device == "cpu" else (LARGE, torch.bfloat16)
+    head, hidden, targets = given(*shape, device)
+    losses = ways(head)
+    times: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(rounds + 1):
-        for name, loss in ways(head).items():
+        for name, loss in losses.items():
             began = time.perf_counter()
             loss(hidden, targets).backward()  # type: ignore[no-untyped-call]
+            if device != "cpu":
+                torch.accelerator.synchronize()
             times[name].append(time.perf_counter() - began)
+            head.weight.grad = hidden.grad = None
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
@@ -112,10 +125,11 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the times")
     args = parser.parse_args()
     peaks = {device: memory("blocks", device) for device in LOGITS_AT_ONCE}
     whole = memory("plain")
-    times = seconds(args.rounds)
+    times = seconds(args.rounds, args.device)
     result = {
         "memory": {
             "tokens, hidden size, vocabulary": LARGE,
@@ -125,7 +139,8 @@ def main() -> None:
             "good": max(peaks.values()) <= whole / 8,
         },
         "time": {
-            "tokens, hidden size, vocabulary": SMALL,
+            "tokens, hidden size, vocabulary": SMALL if args.device == "cpu" else LARGE,
+            "device": args.device,
             "threads": torch.get_num_threads(),
             **{f"{name}_seconds": value for name, value in times.items()},
             "ratio": times["blocks"] / times["plain"],

@@ -38,7 +38,8 @@ class SummaryLora(LoraVariant):  # type: ignore[misc]
     def __init__(self, family: str) -> None:
         self.family = family
         self.index: Tensor | None = None  # (N,)
-        self.length = 0
+        # (T, 0): a compiled layer takes a number for a constant of it, the size of a tensor not.
+        self.stream: Tensor | None = None
 
     def follow(self, layer: nn.Module) -> None:
         """Take the positions from the plan that passes through a decoder layer."""
@@ -49,7 +50,7 @@ class SummaryLora(LoraVariant):  # type: ignore[misc]
         plan = kwargs.get("gem_plan")
         if plan is not None:
             self.index = plan.summary_index.flatten()
-            self.length = plan.length
+            self.stream = torch.empty(plan.length, 0)
 
     def forward(
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any
@@ -58,18 +59,19 @@ class SummaryLora(LoraVariant):  # type: ignore[misc]
 
         Raises `InputError` where `x` is no stream, so that its positions cannot be told.
         """
-        if self.index is None or x.ndim != 3 or x.shape[:2] != (1, self.length):
+        index, stream = self.index, self.stream
+        if index is None or stream is None or x.ndim != 3 or x.shape[:2] != (1, len(stream)):
             raise InputError(
                 f"model family {self.family!r} calls a linear layer on a tensor of shape "
                 f"{tuple(x.shape)}, not on the stream of tokens, so adapters cannot be switched by "
                 "position there; choose --adapter none or another base"
             )
-        if not len(self.index) and not torch.is_grad_enabled():
+        if not len(index) and not torch.is_grad_enabled():
             return result
-        x_NC = x[0].index_select(0, self.index)
+        x_NC = x[0].index_select(0, index)
         delta_ND = module.lora_B[active_adapter](module.lora_A[active_adapter](x_NC))
         delta_ND = delta_ND * module.scaling[active_adapter]
-        return result.index_add(1, self.index, delta_ND.to(result.dtype)[None])
+        return result.index_add(1, index, delta_ND.to(result.dtype)[None])
 
 
 def inject(

@@ -4,9 +4,10 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import set_z3_leaf_module
 from transformers.integrations import HfDeepSpeedConfig
 
-from gem_ds import adapters, model, tokenization
+from gem_ds import adapters, fusing, model, tokenization
 from gem_ds.config import TrainConfig
 from gem_ds.contrastive import ContrastiveOptions
 from gem_ds.errors import InputError
@@ -40,6 +41,7 @@ def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manif
         seed=config.seed,
         dtype=dtype_of(ds_config),
     )
+    _fuse(config, lm)
     rows = _freeze(config, lm, manifest) if config.adapter != "none" else None
     gem = model.TrainingModel(lm, _contrastive_options(config, lm, manifest), base, rows)
     optimizer = torch.optim.AdamW(
@@ -52,6 +54,13 @@ def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manif
     del partitioned
     engine.train()
     return engine
+
+
+def _fuse(config: TrainConfig, lm: Any) -> None:
+    if config.liger:
+        fusing.apply_liger(lm)
+    for part in fusing.compile_parts(lm) if config.compile else ():
+        set_z3_leaf_module(part, True)
 
 
 def _recompute(config: TrainConfig) -> Recompute | None:
@@ -102,6 +111,7 @@ def _build_base(config: TrainConfig, ds_config: dict[str, Any], manifest: Manife
         dtype=dtype_of(ds_config),
     )
     del partitioned
+    _fuse(config, lm)
     trained = min(new_tokens(config, manifest), default=lm.config.get_text_config().vocab_size)
     return FrozenBase(lm, trained, ds_config)
 

@@ -17,7 +17,18 @@ import deepspeed
 import torch
 from transformers import AutoConfig
 
-from gem_ds import attention, checkpoint, dist, ds_keys, elastic, ranks, record, run_folder, shapes
+from gem_ds import (
+    attention,
+    checkpoint,
+    dist,
+    ds_keys,
+    elastic,
+    fusing,
+    ranks,
+    record,
+    run_folder,
+    shapes,
+)
 from gem_ds.assemble import build_engine, dtype_of
 from gem_ds.batches import BatchOptions
 from gem_ds.config import TrainConfig
@@ -80,6 +91,7 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
         local_ranks,
     )
     ds_keys.check_groups(ds_config, dist.world_size(), local_ranks, config.deepspeed)
+    fusing.check(config.compile, config.liger, device)
     watchdog = run_folder.enter(config, stack)
     checkpoint_found = run_folder.to_resume(config)
     engine = build_engine(config, ds_config, manifest)

@@ -110,6 +110,14 @@ class TrainConfig:
     offload_activations: bool = _flag(
         "what a recomputed layer keeps waits in the host's memory; needs a GPU", False
     )
+    compile: bool = _flag(
+        "norms and MLPs as kernels by torch.compile: faster on a GPU, after slower first steps",
+        False,
+    )
+    liger: bool = _flag(
+        "norms, rotary positions and MLPs as kernels of the package liger-kernel; needs a GPU",
+        False,
+    )
 
     adapter: Literal["none", "summary", "everywhere"] = _flag(
         "none trains all weights; else they are frozen and LoRA is trained, switched on at summary "
@@ -204,6 +212,11 @@ class TrainConfig:
             raise InputError(
                 "--checkpoint-every, --keep-products and --offload-activations say how to "
                 "recompute, and --gradient-checkpointing false recomputes nothing; leave it out"
+            )
+        if self.compile and (self.liger or self.keep_products):
+            raise InputError(
+                "--compile goes neither with --liger, which replaces the same, nor with "
+                "--keep-products, which sees no product in a compiled MLP; choose one"
             )
         together = self.rows_per_micro_batch * world_size
         if self.rows_per_step % together:

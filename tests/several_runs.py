@@ -3,9 +3,10 @@
     several_runs.py <settings.json> <out folder>
 
 Of a setting with ``"gradients": step`` one step is taken, and its metrics and whole gradients are
-saved as they are just before the optimizer uses them; with ``"noise": size`` the weights get random
-numbers of this size added before. Other settings are trained to their end. ``"chunk": n`` makes
-chunks of reference tokens so small that there are several.
+saved as they are just before the optimizer uses them, and how many graphs this process has compiled
+until then; with ``"noise": size`` the weights get random numbers of this size added before. Other
+settings are trained to their end. ``"chunk": n`` makes chunks of reference tokens so small that
+there are several.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 from deepspeed.utils import safe_get_full_grad
+from torch._dynamo.utils import counters
 
 from gem_ds import build, dist, engine, model, reference
 from gem_ds.config import TrainConfig
@@ -49,7 +51,8 @@ def record_step(run: build.Run, step: int, noise: float, path: Path) -> None:
     values = engine.train_step(run, step).values
     run.loader.close()
     if dist.rank() == 0:
-        torch.save({"values": values, "grads": grads}, path)
+        graphs = counters["stats"]["unique_graphs"]
+        torch.save({"values": values, "grads": grads, "graphs": graphs}, path)
 
 
 def main() -> None:

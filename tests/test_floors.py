@@ -19,7 +19,7 @@ FLOORS = {
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
           checkpoint saving elastic health record run_folder ds_keys bulk""",
-    2: """adapter_files adapters model frozen merge gem_config gem_embedding export_weights
+    2: """adapter_files adapters fusing model frozen merge gem_config gem_embedding export_weights
           export_embed model_card export encode memories memory_files decoding
           inference embed_files decoding_batch""",
     3: """assemble build rehearsal engine evaluate serving_schemas serving_metrics
