@@ -3,8 +3,9 @@
     python benchmarks/gpu_suite.py
 
 The GPU tests, the attention table with its memory, training steps of layers shaped as those of
-Llama 3.1 8B, a small run of the trainer, and the loss. Needs torch, transformers, NumPy and pytest
-alone; the trainer's part runs where DeepSpeed is installed, and Liger is measured where that is.
+Llama 3.1 8B, a small run of the trainer, the loss, and steps of whole models of 1 B and 8 B beside
+their plans. Needs torch, transformers, NumPy and pytest alone; what trains runs where DeepSpeed is
+installed, and Liger is measured where that is.
 Writes benchmarks/results/<date>-<gpu>.json and .md, also when a part fails, and then ends with a
 non-zero exit status.
 """
@@ -27,9 +28,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # Of each part: the Python command lines, and the seconds that all may take.
 PARTS: dict[str, tuple[list[str], int]] = {
-    "tests": (["-m pytest --noconftest -o addopts= -q tests/test_gpu.py"], 170),
-    "attention": (["benchmarks/attention.py --json {folder}/figures.json"], 85),
-    "layers": (["benchmarks/layers.py --json {folder}/figures.json"], 100),
+    "tests": (["-m pytest --noconftest -o addopts= -q tests/test_gpu.py"], 120),
+    "attention": (["benchmarks/attention.py --json {folder}/figures.json"], 70),
+    "layers": (["benchmarks/layers.py --json {folder}/figures.json"], 85),
     "trainer": (
         [
             "data_prep/docstrings.py --output {folder}/corpus",
@@ -43,10 +44,12 @@ PARTS: dict[str, tuple[list[str], int]] = {
             "-m pytest --noconftest -o addopts= -q -m gpu tests/test_waiting.py "
             "tests/test_fusing.py",
         ],
-        95,
+        70,
     ),
-    "loss": (["benchmarks/loss.py --device cuda --json {folder}/figures.json"], 25),
+    "loss": (["benchmarks/loss.py --device cuda --json {folder}/figures.json"], 20),
+    "full_size": (["benchmarks/full_size.py --json {folder}/figures.json"], 115),
 }
+NEED_DEEPSPEED = ("trainer", "full_size")
 
 
 def part(name: str) -> dict[str, Any]:
@@ -99,8 +102,8 @@ def main() -> None:
     name = f"{datetime.date.today()}-{re.sub(r'[^a-z0-9]+', '-', gpu.lower())}"
     results: dict[str, Any] = {}
     for each in args.parts:
-        if each == "trainer" and importlib.util.find_spec("deepspeed") is None:
-            print("== trainer: not run, DeepSpeed is not installed")
+        if each in NEED_DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
+            print(f"== {each}: not run, DeepSpeed is not installed")
             continue
         results[each] = part(each)
         (args.output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")

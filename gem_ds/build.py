@@ -95,7 +95,8 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     watchdog = run_folder.enter(config, stack)
     checkpoint_found = run_folder.to_resume(config)
     engine = build_engine(config, ds_config, manifest)
-    dist.same_on_all(lambda: run_folder.check_room(config, engine))
+    if config.save:
+        dist.same_on_all(lambda: run_folder.check_room(config, engine))
     state = _state(config, manifest, engine)
     first_step = 0
     if checkpoint_found is not None:

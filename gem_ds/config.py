@@ -127,6 +127,9 @@ class TrainConfig:
     lora_rank: int = _flag("of the adapters", 16)
     lora_alpha: float = _flag("the adapters are scaled by lora_alpha / lora_rank", 32.0)
 
+    save: bool = _flag(
+        "write checkpoints; false keeps nothing of a run that only measures speed and memory", True
+    )
     save_every: int = _flag("steps between checkpoints; the last step is always saved", 500)
     keep_last: int = _flag("newest checkpoints kept", 2)
     keep_every: int = _flag("and those of every so many steps; 0 keeps no others", 0)

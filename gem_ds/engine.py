@@ -88,7 +88,8 @@ def _loop(
             saver.conclude()
         hopeless = health.skipped >= config.max_skipped_steps
         done = step + 1 - (health.skipped if hopeless else 0)
-        if done % config.save_every == 0 or done == config.steps or stop or hopeless:
+        due = done % config.save_every == 0 or done == config.steps or stop or hopeless
+        if due and config.save:
             run.watchdog.move(f"saving the checkpoint of step {done}", SAVING_SECONDS)
             saver.save(run.state_at(done))
         if hopeless or (stop and done < config.steps):
@@ -96,11 +97,12 @@ def _loop(
     run.watchdog.move("finishing the last checkpoint", SAVING_SECONDS)
     saved = saver.finish()
     if health.skipped >= config.max_skipped_steps:
+        kept = ", and a checkpoint from before them is the latest" if config.save else ""
+        again = "continue with --resume auto" if config.save else "begin again"
         raise InputError(
             f"{health.skipped} steps in a row, the last {step}, had gradients that are not finite; "
-            f"their rows are in {run.folder}/unusual-rank*.jsonl, and a checkpoint from before "
-            "them is the latest; lower --learning-rate or look at those rows, then continue with "
-            "--resume auto"
+            f"their rows are in {run.folder}/unusual-rank*.jsonl{kept}; lower --learning-rate or "
+            f"look at those rows, then {again}"
         )
     if not saved:
         raise InputError(
@@ -108,9 +110,10 @@ def _loop(
             "continue with --resume auto from the one before, which is untouched"
         )
     if done < config.steps:
+        kept = "with a checkpoint; continue with --resume auto"
         raise StoppedError(
-            f"stopped as asked, after {done} of {config.steps} steps, with a checkpoint; continue "
-            "with --resume auto",
+            f"stopped as asked, after {done} of {config.steps} steps, "
+            f"{kept if config.save else 'without a checkpoint (--save false)'}",
             config.stop_status,
         )
 

@@ -78,7 +78,7 @@ def trained(made, bases):
         }
     for name, make in {"bf16": bf16, "fp32": fp32}.items():
         settings[name] = {**settings["zero3"], "deepspeed": make("zero3.json", made)}
-    for name, more in {**RECOMPUTED, "traced": {"steps": 5, "profile": 2}}.items():
+    for name, more in {**RECOMPUTED, "traced": {"steps": 5, "profile": 2, "save": False}}.items():
         settings[name] = {**settings["zero3"], **more}
     several_runs(made / "trained", 2, settings)
     return made / "trained"
@@ -133,6 +133,11 @@ def test_the_steps_that_were_asked_for_are_traced(trained, traced):
     }
     assert "aten::mm" in names
     assert not (trained / "zero3" / "profile").exists()
+
+
+def test_a_run_that_saves_nothing_leaves_its_log(trained):
+    assert len(metrics(trained / "traced")) == 5
+    assert list((trained / "traced" / "checkpoints").iterdir()) == []
 
 
 def test_the_host_waits_for_no_number_inside_a_step(traced):

@@ -1,0 +1,171 @@
+"""Training steps of whole models of real sizes on one GPU, beside what their plan said.
+
+    python benchmarks/full_size.py --json out.json [--models llama3.2-1b]
+
+Random weights and random words, all weights trained, bf16, every layer recomputed, rows of 8,192
+tokens: `launch/train.py` as a user starts it, without checkpoints. Tokens a second, MFU and peak
+memory are those of its own log; the plan is that of `launch/plan.py` for the same shards, file and
+rows. What a plan says that this GPU cannot hold is not tried.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from processes import free_port
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoConfig
+
+from gem_ds import bpe, hardware, shapes
+from gem_ds.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS, WARM = 7, 3
+ROW_LENGTH = 8192
+# DeepSpeed file, rows a micro-batch and rows a step of each model.
+CASES: dict[str, tuple[str, int, int]] = {
+    "llama3.2-1b": ("zero2.json", 2, 8),
+    "llama3.1-8b": ("llama8b_1x141gb.json", 2, 4),
+}
+OTHER = ("zero2.json", 1, 2)  # a config.json
+
+
+def words(folder: Path, n_tokens: int) -> Path:
+    """A tokenizer of so many words, in `folder`."""
+    specials = [bpe.BOS, bpe.EOS, bpe.PAD]
+    vocabulary = {f"w{i}": i for i in range(n_tokens - len(specials))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.add_special_tokens(specials)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bpe.BOS} $A", special_tokens=[(bpe.BOS, len(vocabulary))]
+    )
+    bpe.save(tokenizer, folder)
+    return folder
+
+
+def script(name: str, *flags: object) -> str:
+    """What a script of the project prints. Raises `RuntimeError` with its last line."""
+    command = [sys.executable, str(ROOT / name), *map(str, flags)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
+    return done.stdout
+
+
+def prepare(folder: Path, shape: shapes.Shape, row_length: int, n_rows: int) -> None:
+    """The model's configuration, and shards of random words, in `folder`."""
+    made = AutoConfig.for_model(
+        shape.family,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab,
+        max_position_embeddings=shape.positions,
+        tie_word_embeddings=shape.tied,
+    )
+    made.save_pretrained(folder / "config")
+    rng = random.Random(0)
+    size = min(500, row_length // 2)
+    known = shape.n_tokens - 100  # the tokenizer has a few names that are no words
+    with (folder / "texts.jsonl").open("w") as stream:
+        for _ in range(2 + n_rows * row_length // size):
+            text = " ".join(f"w{rng.randrange(known)}" for _ in range(size))
+            stream.write(json.dumps({"text": text}) + "\n")
+    # One token less for the summary: the padded vocabulary is then the model's own.
+    words(folder / "tokenizer", shape.n_tokens - 1)
+    script(
+        *("data_prep/shard.py", "--input", folder / "texts.jsonl"),
+        *("--tokenizer", folder / "tokenizer", "--output", folder / "shards"),
+        *("--row-length", row_length, "--summary-tokens", 1, "--workers", 1),
+    )
+
+
+def measure(model: str, row_length: int, folder: Path) -> dict[str, Any]:
+    """Plan and log of one model's steps."""
+    file, rows, rows_per_step = CASES.get(model, OTHER)
+    shape = shapes.load(model)
+    prepare(folder, shape, row_length, STEPS * rows_per_step)
+    asked = ("--deepspeed", ROOT / "ds_configs" / file, "--rows-per-step", rows_per_step)
+    asked += ("--rows-per-micro-batch", rows, "--shards", folder / "shards", "--recipe", "paper")
+    plan = json.loads(planned(model, *asked))
+    found: dict[str, Any] = {"model": model, "row_length": row_length, "file": file}
+    found["planned_gib"], found["planned_tokens_per_second"] = (
+        plan["gib"],
+        plan["tokens_per_second"],
+    )
+    if torch.cuda.is_available():
+        has = torch.cuda.get_device_properties(0).total_memory / 2**30
+        if plan["gib"] > has * hardware.MEMORY:
+            return {**found, "not_tried": f"this GPU has {has:.0f} GiB"}
+    script(
+        *("launch/train.py", *asked, "--config", folder / "config", "--output", folder / "run"),
+        *("--steps", STEPS, "--alpha-start", WARM, "--alpha", 0.5, "--save", "false"),
+    )
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines][WARM:]
+
+    def median(name: str) -> float | None:
+        values = [step[name] for step in steps if name in step]
+        return statistics.median(values) if values else None
+
+    return {
+        **found,
+        "tokens_per_second": median("speed/tokens_per_second"),
+        "mfu": median("speed/mfu"),
+        "gib": max(step["memory/gib"] for step in steps),
+    }
+
+
+def planned(model: str, *asked: object) -> str:
+    """What ``launch/plan.py --json`` prints for one GPU, whether it fits one of 80 GB or not."""
+    command = [sys.executable, str(ROOT / "launch/plan.py"), "--model", model, *map(str, asked)]
+    command += ["--gpus", "1", "--gpu", "h200", "--gpu-memory", "1000", "--json", "--alpha", "0.5"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--models", nargs="+", default=list(CASES), help="names or config.json")
+    parser.add_argument("--row-length", type=int, default=ROW_LENGTH)
+    args = parser.parse_args()
+    print("| model | tokens/s | MFU | peak GiB | planned GiB |\n|---|---|---|---|---|")
+    results, failed = [], []
+    for model in args.models:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                r = measure(model, args.row_length, Path(folder))
+        except (InputError, RuntimeError) as error:  # the other models may do better
+            failed.append(f"{model}: {error}")
+            continue
+        results.append(r)
+        if "not_tried" in r:
+            cells = [f"not tried: {r['not_tried']}", "", ""]
+        else:
+            mfu = f"{r['mfu']:.1%}" if r["mfu"] is not None else ""
+            cells = [f"{r['tokens_per_second']:,.0f}", mfu, f"{r['gib']:.1f}"]
+        print("|", " | ".join([model, *cells, f"{r['planned_gib']:.1f}"]), "|", flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+if __name__ == "__main__":
+    main()
