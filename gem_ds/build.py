@@ -15,7 +15,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from transformers import AutoConfig
 
 from gem_ds import (
     attention,
@@ -24,6 +23,7 @@ from gem_ds import (
     ds_keys,
     elastic,
     fusing,
+    preflight,
     ranks,
     record,
     run_folder,
@@ -33,7 +33,6 @@ from gem_ds.assemble import build_engine, dtype_of
 from gem_ds.batches import BatchOptions
 from gem_ds.config import TrainConfig
 from gem_ds.data import Loader
-from gem_ds.documents import CONTINUATION, PAIR, PLAIN
 from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.errors import InputError
 from gem_ds.manifest import Manifest
@@ -77,8 +76,8 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     config.check(dist.world_size())
     shards = Shards(config.shards)
     manifest = shards.manifest
-    _check_objective(config, manifest)
-    hidden_size = _model_config(config, manifest).get_text_config().hidden_size
+    preflight.check_objective(config, manifest)
+    hidden_size = preflight.model_config(config, manifest).get_text_config().hidden_size
     raw = read_json(config.deepspeed)
     ds_keys.check(raw, config.deepspeed)
     local_ranks = ranks.local_size()
@@ -97,13 +96,14 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     engine = build_engine(config, ds_config, manifest)
     if config.save:
         dist.same_on_all(lambda: run_folder.check_room(config, engine))
+    preflight.warn_of_rounding(config, ds_config, engine)
     state = _state(config, manifest, engine)
     first_step = 0
     if checkpoint_found is not None:
         saved = checkpoint.check_agrees(checkpoint_found, state)
         elastic.load(engine, checkpoint_found, saved[checkpoint.RECORD], state[checkpoint.RECORD])
         first_step = saved["step"]
-        _warn_of_other_negatives(config, saved[checkpoint.RECORD])
+        preflight.warn_of_other_negatives(config, saved[checkpoint.RECORD])
     backend = attention.choose(config.attention, engine.module.lm, device, dtype_of(ds_config))
     started = record.environment()
     if dist.rank() == 0:
@@ -128,19 +128,6 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     )
     schedule = _schedule(config, hidden_size)
     return Run(config, device, engine, loader, schedule, state, first_step, watchdog, shape)
-
-
-def _warn_of_other_negatives(config: TrainConfig, saved: dict[str, Any]) -> None:
-    """Embeddings are told from the others of a micro-batch on all ranks: that number matters."""
-    before = saved["config"]["rows_per_micro_batch"] * saved["world_size"]
-    now = config.rows_per_micro_batch * dist.world_size()
-    if before != now and config.alpha and dist.rank() == 0:
-        print(
-            f"WARNING: the contrastive loss compares within {now} rows at a time, and {before} "
-            "before: it will not continue as it was; choose --rows-per-micro-batch so that times "
-            f"{dist.world_size()} ranks it is {before}",
-            flush=True,
-        )
 
 
 def _batch_options(
@@ -230,55 +217,6 @@ def _forget_shared_memory() -> None:
     place = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], dist.rank()
     name = "_".join(map(str, ("deepspeed_allreduce_buffer", os.getuid(), *place)))
     Path("/dev/shm", name).unlink(missing_ok=True)
-
-
-def _check_objective(config: TrainConfig, manifest: Manifest) -> None:
-    """Refuse an objective that the shards have nothing for."""
-    if config.adapter != "none" and not manifest.summary_tokens:
-        raise InputError(
-            f"{config.shards} has no summary tokens, which --adapter {config.adapter} is to train; "
-            "shard with --kinds plain=0.8,continuation=0.2"
-        )
-    documents = manifest.documents
-    if not config.alpha or config.alpha_start >= config.steps:
-        if config.adapter == "summary" and documents <= {PLAIN}:
-            raise InputError(
-                f"{config.shards} has only plain documents and alpha is 0, so there is nothing "
-                "that --adapter summary could learn; give --alpha 1, or shard with --kinds "
-                "plain=0.8,continuation=0.2"
-            )
-        return
-    if not manifest.summary_tokens:
-        raise InputError(
-            f"{config.shards} was made without summary tokens, so there is nothing to embed with; "
-            "train it with --alpha 0, or shard with --summary-tokens 1"
-        )
-    needed = {"dropout": documents - {PLAIN}, "crops": documents}
-    for kind in config.positive_kinds(documents):
-        if not needed.get(kind, documents & {kind}):
-            share = PAIR if kind == PAIR else CONTINUATION
-            raise InputError(
-                f"--positives {kind}: {config.shards} has only {' and '.join(sorted(documents))} "
-                f"documents, which have none; shard with --kinds plain=0.8,{share}=0.2, or choose "
-                "--positives crops, which every text has, or train with --alpha 0"
-            )
-
-
-def _model_config(config: TrainConfig, manifest: Manifest) -> Any:
-    """The base's Transformers configuration, checked against the shards."""
-    base = config.model or config.config
-    try:
-        hf_config = AutoConfig.from_pretrained(base)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot read the model configuration of {base!r}: {reason}") from error
-    longest = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
-    if longest and manifest.row_length > longest:
-        raise InputError(
-            f"rows of {config.shards} have {manifest.row_length} tokens but {base} has "
-            f"{longest} positions; shard with --row-length {longest} or less"
-        )
-    return hf_config
 
 
 def _state(config: TrainConfig, manifest: Manifest, engine: Any) -> dict[str, Any]:

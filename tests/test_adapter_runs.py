@@ -12,7 +12,7 @@ from runs import ROOT, bf16, fp32, llama_config, metrics, random_shards, several
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import adapter_files, assemble, build
+from gem_ds import adapter_files, assemble, preflight
 from gem_ds.checkpoint import ROWS, find, load_weights, read_state
 from gem_ds.config import TrainConfig
 from gem_ds.encode import Encoder
@@ -195,12 +195,12 @@ def test_what_adapters_cannot_do_is_refused(made):
     )
     manifest = Manifest.load(made / "shards")
     none = dataclasses.replace(manifest, summary_tokens=[])
-    build._check_objective(config, manifest)
+    preflight.check_objective(config, manifest)
     with pytest.raises(InputError, match="has no summary tokens, which --adapter summary is to"):
-        build._check_objective(dataclasses.replace(config, alpha=0.0), none)
+        preflight.check_objective(dataclasses.replace(config, alpha=0.0), none)
     plain = dataclasses.replace(manifest, counts={"documents": {"plain": 9, "continuation": 0}})
-    build._check_objective(dataclasses.replace(config, positives="crops"), plain)
+    preflight.check_objective(dataclasses.replace(config, positives="crops"), plain)
     with pytest.raises(InputError, match=r"only plain documents and alpha is 0.*--alpha 1"):
-        build._check_objective(dataclasses.replace(config, alpha=0.0), plain)
+        preflight.check_objective(dataclasses.replace(config, alpha=0.0), plain)
     with pytest.raises(InputError, match=r"ZeRO stage below 2.*--adapter summary freezes"):
         assemble.build_engine(config, {"zero_optimization": {"stage": 1}}, manifest)

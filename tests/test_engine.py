@@ -25,7 +25,7 @@ from runs import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import assemble, build, dist, run_folder
+from gem_ds import assemble, dist, preflight, run_folder
 from gem_ds.checkpoint import check_agrees, find, found, load_weights, read_state
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
@@ -204,9 +204,9 @@ def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
     manifest = Manifest.load(made / "shards")
     llama_config(tmp_path / "short", positions=32)
     with pytest.raises(InputError, match=r"64 tokens but .* has 32 positions; shard with"):
-        build._model_config(config_of(made, config=str(tmp_path / "short")), manifest)
+        preflight.model_config(config_of(made, config=str(tmp_path / "short")), manifest)
     with pytest.raises(InputError, match=r"cannot read the model configuration of '.*nowhere'"):
-        build._model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
+        preflight.model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
     other = save_tokenizer(tmp_path / "other", vocab_size=350)
     with pytest.raises(InputError, match=r"another tokenizer than the one .* was made with"):
         assemble.new_tokens(config_of(made, config=None, model=str(other)), manifest)
@@ -216,9 +216,9 @@ def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
     assert assemble.new_tokens(already, manifest) == []
     plain = dataclasses.replace(manifest, counts={"documents": {"plain": 9}})
     with pytest.raises(InputError, match=r"only plain documents.*--alpha 0"):
-        build._check_objective(config_of(made, positives="dropout"), plain)
-    build._check_objective(config_of(made, alpha=0.0), plain)
-    build._check_objective(config_of(made), plain)  # crops, which every text has
+        preflight.check_objective(config_of(made, positives="dropout"), plain)
+    preflight.check_objective(config_of(made, alpha=0.0), plain)
+    preflight.check_objective(config_of(made), plain)  # crops, which every text has
 
 
 def test_a_full_folder_another_checkpoint_and_missing_ones_are_refused(trained, made):
