@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from gem_ds import layout
 from gem_ds.errors import InputError
-from gem_ds.flex import Flex
+from gem_ds.flex import LEAST, Flex
 from gem_ds.kernels import Dense, Kernel, Varlen
 from gem_ds.layout import END, START, Bounds
 from gem_ds.sdpa import Sdpa
@@ -32,7 +32,7 @@ _KERNELS: dict[Backend, type[Kernel]] = {
     "flex": Flex,
 }
 _PREFERRED: dict[str, tuple[Backend, ...]] = {
-    "cuda": ("varlen", "flex"),
+    "cuda": ("varlen", "flex", "dense"),
     "cpu": ("sdpa", "dense"),
 }
 
@@ -142,12 +142,14 @@ def _obstacle(backend: Backend, model: Any, device: torch.device, dtype: torch.d
     """Why a backend cannot serve a model, or None."""
     config = model.config.get_text_config()
     family = config.model_type
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if backend == "dense":
         return None
     if backend in ("varlen", "flex") and device.type != "cuda":
         return f"it needs a CUDA GPU and the model is on the {device.type}"
     if backend == "flex":
-        return None
+        few = f"its kernel takes heads of at least {LEAST}, and {family} has heads of {size}"
+        return few if size < LEAST else None
     if backend == "sdpa" and device.type != "cpu":
         return f"it computes on a CPU and the model is on the {device.type}"
     if getattr(config, "attn_logit_softcapping", None):
@@ -155,8 +157,6 @@ def _obstacle(backend: Backend, model: Any, device: torch.device, dtype: torch.d
     if any(hasattr(module, "sinks") for module in model.modules()):
         return f"{family} has attention sinks"
     if backend == "varlen":
-        heads = config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
         if dtype not in (torch.bfloat16, torch.float16):
             return f"its kernel computes in bf16 and fp16, and the model in {dtype}"
         if size > 256 or size % 8:

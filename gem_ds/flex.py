@@ -25,6 +25,7 @@ from gem_ds.layout import Bounds, Index
 from gem_ds.segments import Spans, SummaryAttention, segments, spans
 
 BLOCK = 128
+LEAST = 16  # dimensions of a head, that its kernel takes
 
 
 class Blocks(NamedTuple):

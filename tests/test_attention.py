@@ -169,8 +169,9 @@ def test_auto_takes_the_fastest_that_the_model_and_device_allow():
     assert choose("auto", llama, cpu, bf16) == "sdpa"
     assert choose("auto", gemma2, cpu, bf16) == "dense"
     assert choose("auto", gpt_oss, cpu, bf16) == "dense"
-    assert choose("auto", llama, cuda, fp32) == "flex"
-    assert choose("auto", gemma2, cuda, bf16) == "flex"
+    assert choose("auto", tiny_model(head_dim=16), cuda, fp32) == "flex"
+    assert choose("auto", tiny_model("gemma2", head_dim=16), cuda, bf16) == "flex"
+    assert choose("auto", llama, cuda, fp32) == "dense", "its heads are of 8"
 
 
 @pytest.mark.parametrize(
@@ -188,8 +189,10 @@ def test_an_impossible_choice_is_refused_with_the_reason(choice, family, message
         choose(choice, tiny_model(family), torch.device("cpu"), torch.float32)
 
 
-def test_varlen_is_refused_for_what_its_kernel_does_not_compute():
+def test_a_gpus_backend_is_refused_for_what_its_kernel_does_not_compute():
     cuda = torch.device("cuda")
+    with pytest.raises(InputError, match="heads of at least 16, and llama has heads of 8"):
+        choose("flex", tiny_model(), cuda, torch.float32)
     with pytest.raises(InputError, match="computes in bf16 and fp16, and the model in"):
         choose("varlen", tiny_model(), cuda, torch.float32)
     with pytest.raises(InputError, match="heads of 8, 16 … 256, and llama has heads of 12"):

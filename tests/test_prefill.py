@@ -33,8 +33,8 @@ def batch_of(rows, backend="sdpa", summary_attention="isolated", with_targets=Tr
     return make_batch(rows, range(len(rows)), options, with_targets, bool(kinds))
 
 
-def adapted(family="llama"):
-    lm = tiny_model(family, initializer_range=0.2)
+def adapted(family="llama", **sizes):
+    lm = tiny_model(family, initializer_range=0.2, **sizes)
     attach(lm)
     adapters.inject(lm, "summary", 4, 8.0, SUMMARY_TOKENS, 0)
     random_b(lm)

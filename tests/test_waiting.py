@@ -39,7 +39,7 @@ def test_a_forward_pass_asks_for_no_number(family):
 @pytest.mark.parametrize("backend", ["varlen", "flex"])
 def test_a_gpu_is_never_waited_for_in_a_micro_batch(rows, backend):  # noqa: F811
     """In the second one: the first compiles kernels."""
-    gem = adapted().to("cuda", torch.bfloat16)
+    gem = adapted(hidden_size=64, head_dim=16).to("cuda", torch.bfloat16)
     for mode in ("default", "error"):
         batch = batch_of(rows, backend)
         torch.cuda.set_sync_debug_mode(mode)
