@@ -33,7 +33,7 @@ ROW_LENGTH = 8192
 # DeepSpeed file, rows a micro-batch and rows a step of each model.
 CASES: dict[str, tuple[str, int, int]] = {
     "llama3.2-1b": ("zero2.json", 2, 8),
-    "llama3.1-8b": ("llama8b_1x141gb.json", 2, 4),
+    "llama3.1-8b": ("llama8b_1x141gb.json", 2, 2),
 }
 OTHER = ("zero2.json", 1, 2)  # a config.json
 

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # Of each part: the Python command lines, and the seconds that all may take.
 PARTS: dict[str, tuple[list[str], int]] = {
-    "tests": (["-m pytest --noconftest -o addopts= -q tests/test_gpu.py"], 120),
-    "attention": (["benchmarks/attention.py --json {folder}/figures.json"], 70),
-    "layers": (["benchmarks/layers.py --json {folder}/figures.json"], 85),
+    "tests": (["-m pytest --noconftest -o addopts= -v tests/test_gpu.py"], 110),
+    "attention": (["benchmarks/attention.py --json {folder}/figures.json"], 60),
+    "layers": (["benchmarks/layers.py --json {folder}/figures.json"], 80),
     "trainer": (
         [
             "data_prep/docstrings.py --output {folder}/corpus",
@@ -44,10 +45,10 @@ PARTS: dict[str, tuple[list[str], int]] = {
             "-m pytest --noconftest -o addopts= -q -m gpu tests/test_waiting.py "
             "tests/test_fusing.py",
         ],
-        70,
+        60,
     ),
     "loss": (["benchmarks/loss.py --device cuda --json {folder}/figures.json"], 20),
-    "full_size": (["benchmarks/full_size.py --json {folder}/figures.json"], 115),
+    "full_size": (["benchmarks/full_size.py --json {folder}/figures.json"], 150),
 }
 NEED_DEEPSPEED = ("trainer", "full_size")
 
@@ -63,13 +64,22 @@ def part(name: str) -> dict[str, Any]:
         for command in commands:
             words = [sys.executable, *command.format(folder=folder).split()]
             left = max(1.0, began + limit - time.perf_counter())
+            process = subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
             try:
-                done = subprocess.run(
-                    words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=left
-                )
-                status, output = done.returncode, output + done.stdout + done.stderr
-            except subprocess.TimeoutExpired as error:
-                status, output = 124, f"{output}\n{error.stdout!r}\nstopped after {limit} s"
+                output += process.communicate(timeout=left)[0]
+                status = process.returncode
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+                output += f"{process.communicate()[0]}\nstopped after {limit} s"
+                status = 124
             if status:
                 break
         figures = Path(folder, "figures.json")
