@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import living, until
+from processes import free_port, living, until
 from transformers import LlamaConfig
 
 from gem_ds import checkpoint
@@ -31,7 +31,6 @@ class Work:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.port = 20000 + os.getpid() % 9000
         if not (folder / "shards" / "manifest.json").exists():
             self._prepare()
 
@@ -79,9 +78,8 @@ class Work:
         return [str(x) for n, v in given.items() for x in (f"--{n.replace('_', '-')}", v)]
 
     def start(self, name: str, steps: int, ranks: int = 2, **more: Any) -> "Started":
-        self.port += 1  # one that another run has just left may not be free yet
         line = [sys.executable, str(Path(sys.executable).with_name("deepspeed"))]
-        line += ["--num_gpus", str(ranks), "--master_port", str(self.port)]
+        line += ["--num_gpus", str(ranks), "--master_port", str(free_port())]
         line += [str(ROOT / "launch/train.py"), *self.flags(name, steps, **more)]
         return Started(self.folder / name, line)
 

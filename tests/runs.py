@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from helpers import write_file
+from processes import free_port
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from gem_ds import layout, tokenization
@@ -163,10 +164,9 @@ def small_llama(folder, tokenizer_dir):
 
 def command(script, *flags, ranks=1):
     """A command line of the project under DeepSpeed's launcher, as a user types it."""
-    port = 20000 + os.getpid() % 20000
     launcher = [str(Path(sys.executable).parent / "deepspeed")]
     return [
-        *(sys.executable, *launcher, "--num_gpus", str(ranks), "--master_port", str(port)),
+        *(sys.executable, *launcher, "--num_gpus", str(ranks), "--master_port", str(free_port())),
         str(ROOT / script),
         *map(str, flags),
     ]

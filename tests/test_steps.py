@@ -103,12 +103,11 @@ def test_a_resumed_run_continues_bit_for_bit(made):
     flags += ("--learning-rate", "1e-2", "--alpha-start", 2, "--warmup-steps", 0)
     flags += ("--save-every", 3, "--steps", 9, "--resume", "auto")
     config = made / "fp32-zero3.json"
-    train(*flags, "--output", made / "whole", ranks=2, deepspeed=config)
+    lines = [train(*flags, "--output", made / "whole", ranks=2, deepspeed=config).args]
     cut = made / "cut"
     for step in (3, 6):
-        train_until(
-            cut / "checkpoints" / f"step-{step:08d}", *flags, "--output", cut, config=config
-        )
+        path = cut / "checkpoints" / f"step-{step:08d}"
+        lines.append(train_until(path, *flags, "--output", cut, config=config))
     train(*flags, "--output", cut, ranks=2, deepspeed=config)
 
     def exact(run):
@@ -124,14 +123,16 @@ def test_a_resumed_run_continues_bit_for_bit(made):
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     # On CPUs ranks share memory, which nothing else would remove, be a run ended or killed.
-    port = 20000 + os.getpid() % 20000
-    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+    for line in lines:
+        port = line[line.index("--master_port") + 1]
+        assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
 
 
 def train_until(path, *flags, config):
-    """Train in two processes until `path` is there, then kill everything."""
+    """Train in two processes until `path` is there, then kill everything; the command line."""
+    line = command("launch/train.py", "--deepspeed", config, *flags, ranks=2)
     process = subprocess.Popen(
-        command("launch/train.py", "--deepspeed", config, *flags, ranks=2),
+        line,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -148,3 +149,4 @@ def train_until(path, *flags, config):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         process.wait()
+    return line
