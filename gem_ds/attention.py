@@ -142,12 +142,12 @@ def _obstacle(backend: Backend, model: Any, device: torch.device, dtype: torch.d
     """Why a backend cannot serve a model, or None."""
     config = model.config.get_text_config()
     family = config.model_type
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if backend == "dense":
         return None
     if backend in ("varlen", "flex") and device.type != "cuda":
         return f"it needs a CUDA GPU and the model is on the {device.type}"
     if backend == "flex":
+        size = _head_size(config)
         few = f"its kernel takes heads of at least {LEAST}, and {family} has heads of {size}"
         return few if size < LEAST else None
     if backend == "sdpa" and device.type != "cpu":
@@ -157,6 +157,7 @@ def _obstacle(backend: Backend, model: Any, device: torch.device, dtype: torch.d
     if any(hasattr(module, "sinks") for module in model.modules()):
         return f"{family} has attention sinks"
     if backend == "varlen":
+        size = _head_size(config)
         if dtype not in (torch.bfloat16, torch.float16):
             return f"its kernel computes in bf16 and fp16, and the model in {dtype}"
         if size > 256 or size % 8:
@@ -164,6 +165,11 @@ def _obstacle(backend: Backend, model: Any, device: torch.device, dtype: torch.d
         if torch.cuda.get_device_capability(device) < (8, 0):
             return f"its kernel needs an Ampere GPU or newer, not {torch.cuda.get_device_name()}"
     return None
+
+
+def _head_size(config: Any) -> int:
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(size)
 
 
 def attach(model: Any) -> None:
