@@ -17,6 +17,8 @@ from typing import Any
 from planned import ROOT, script
 from trainer import prepare
 
+from gem_ds import errors
+
 STATES = {"fp32": "zero3.json", "bf16": "llama8b_1x141gb.json"}
 LAST = 20  # steps whose mean loss is compared
 SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "head_dim": 16}
@@ -74,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

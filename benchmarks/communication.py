@@ -21,7 +21,7 @@ import torch
 from planned import config_of, launch, parser, prepare, shape_of, start, trained_of, zero_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gem_ds import communication, dist, shapes
+from gem_ds import communication, dist, errors, shapes
 from gem_ds.engine import train_step
 from gem_ds.reference import CHUNK
 from gem_ds.visits import Trace
@@ -162,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

@@ -10,24 +10,21 @@ rows. What a plan says that this GPU cannot hold is not tried.
 
 import argparse
 import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from processes import free_port
+from planned import ROOT, script
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig
 
 from gem_ds import bpe, hardware, shapes
 from gem_ds.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, WARM = 7, 3
 ROW_LENGTH = 8192
 # DeepSpeed file, rows a micro-batch and rows a step of each model.
@@ -38,8 +35,8 @@ CASES: dict[str, tuple[str, int, int]] = {
 OTHER = ("zero2.json", 1, 2)  # a config.json
 
 
-def words(folder: Path, n_tokens: int) -> Path:
-    """A tokenizer of so many words, in `folder`."""
+def words(folder: Path, n_tokens: int) -> int:
+    """A tokenizer of so many tokens, in `folder`; how many of them are words."""
     specials = [bpe.BOS, bpe.EOS, bpe.PAD]
     vocabulary = {f"w{i}": i for i in range(n_tokens - len(specials))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
@@ -49,22 +46,12 @@ def words(folder: Path, n_tokens: int) -> Path:
         single=f"{bpe.BOS} $A", special_tokens=[(bpe.BOS, len(vocabulary))]
     )
     bpe.save(tokenizer, folder)
-    return folder
+    return len(vocabulary)
 
 
-def script(name: str, *flags: object) -> str:
-    """What a script of the project prints. Raises `RuntimeError` with its last line."""
-    command = [sys.executable, str(ROOT / name), *map(str, flags)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise RuntimeError(f"{name}: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
-    return done.stdout
-
-
-def prepare(folder: Path, shape: shapes.Shape, row_length: int, n_rows: int) -> None:
-    """The model's configuration, and shards of random words, in `folder`."""
-    made = AutoConfig.for_model(
+def config_of(shape: shapes.Shape) -> Any:
+    """The Transformers configuration of a shape."""
+    return AutoConfig.for_model(
         shape.family,
         hidden_size=shape.hidden,
         intermediate_size=shape.mlp,
@@ -75,17 +62,21 @@ def prepare(folder: Path, shape: shapes.Shape, row_length: int, n_rows: int) -> 
         vocab_size=shape.vocab,
         max_position_embeddings=shape.positions,
         tie_word_embeddings=shape.tied,
+        sliding_window=shape.window,
     )
-    made.save_pretrained(folder / "config")
+
+
+def prepare(folder: Path, shape: shapes.Shape, row_length: int, n_rows: int) -> None:
+    """The model's configuration, and shards of random words, in `folder`."""
+    config_of(shape).save_pretrained(folder / "config")
+    # One token less for the summary: the padded vocabulary is then the model's own.
+    n_words = words(folder / "tokenizer", shape.n_tokens - 1)
     rng = random.Random(0)
     size = min(500, row_length // 2)
-    known = shape.n_tokens - 100  # the tokenizer has a few names that are no words
     with (folder / "texts.jsonl").open("w") as stream:
         for _ in range(2 + n_rows * row_length // size):
-            text = " ".join(f"w{rng.randrange(known)}" for _ in range(size))
+            text = " ".join(f"w{rng.randrange(n_words)}" for _ in range(size))
             stream.write(json.dumps({"text": text}) + "\n")
-    # One token less for the summary: the padded vocabulary is then the model's own.
-    words(folder / "tokenizer", shape.n_tokens - 1)
     script(
         *("data_prep/shard.py", "--input", folder / "texts.jsonl"),
         *("--tokenizer", folder / "tokenizer", "--output", folder / "shards"),
@@ -100,12 +91,20 @@ def measure(model: str, row_length: int, folder: Path) -> dict[str, Any]:
     prepare(folder, shape, row_length, STEPS * rows_per_step)
     asked = ("--deepspeed", ROOT / "ds_configs" / file, "--rows-per-step", rows_per_step)
     asked += ("--rows-per-micro-batch", rows, "--shards", folder / "shards", "--recipe", "paper")
-    plan = json.loads(planned(model, *asked))
-    found: dict[str, Any] = {"model": model, "row_length": row_length, "file": file}
-    found["planned_gib"], found["planned_tokens_per_second"] = (
-        plan["gib"],
-        plan["tokens_per_second"],
+    # Memory without end: what does not fit here is to be said, not refused.
+    plan = json.loads(
+        script(
+            *("launch/plan.py", "--model", model, *asked, "--alpha", 0.5, "--json"),
+            *("--gpus", 1, "--gpu", "h200", "--gpu-memory", 1000),
+        )
     )
+    found: dict[str, Any] = {
+        "model": model,
+        "row_length": row_length,
+        "file": file,
+        "planned_gib": plan["gib"],
+        "planned_tokens_per_second": plan["tokens_per_second"],
+    }
     if torch.cuda.is_available():
         has = torch.cuda.get_device_properties(0).total_memory / 2**30
         if plan["gib"] > has * hardware.MEMORY:
@@ -129,14 +128,6 @@ def measure(model: str, row_length: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def planned(model: str, *asked: object) -> str:
-    """What ``launch/plan.py --json`` prints for one GPU, whether it fits one of 80 GB or not."""
-    command = [sys.executable, str(ROOT / "launch/plan.py"), "--model", model, *map(str, asked)]
-    command += ["--gpus", "1", "--gpu", "h200", "--gpu-memory", "1000", "--json", "--alpha", "0.5"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,7 +142,7 @@ def main() -> None:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 r = measure(model, args.row_length, Path(folder))
-        except (InputError, RuntimeError) as error:  # the other models may do better
+        except InputError as error:  # the other models may do better
             failed.append(f"{model}: {error}")
             continue
         results.append(r)

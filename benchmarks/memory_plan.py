@@ -22,7 +22,7 @@ from planned import config_of, launch, parser, prepare, shape_of, start, trained
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from gem_ds import communication, dist, memory, shapes
+from gem_ds import communication, dist, errors, memory, shapes
 from gem_ds.engine import train_step
 from gem_ds.visits import Trace
 
@@ -189,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gem_ds import build, expected, shapes, zero
 from gem_ds.config import TrainConfig
+from gem_ds.errors import InputError
 from gem_ds.manifest import Manifest
 from gem_ds.recipes import RECIPES
 from gem_ds.visits import Trained
@@ -64,13 +65,17 @@ def prepare(folder: Path) -> None:
     ).save_pretrained(folder / "base")
 
 
-def script(name: str, *flags: object) -> None:
-    """Run a script of the project, at a port of its own. Ends with its last line where it fails."""
+def script(name: str, *flags: object) -> str:
+    """What a script of the project prints, run at a port of its own.
+
+    Raises `InputError` with its last line where it fails.
+    """
     command = [sys.executable, str(ROOT / name), *map(str, flags)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
-        sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+        raise InputError(f"{name}: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
+    return done.stdout
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ from encode_model import documentation
 from planned import ROOT, config_of, launch, parser, script, start
 from transformers import AutoModelForCausalLM
 
-from gem_ds import build, dist
+from gem_ds import build, dist, errors
 from gem_ds.engine import train_step
 
 GOALS = {"ntp": 1.0, "views": 0.8}
@@ -146,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import save_tokenizer
+from processes import free_port
 from runs import (
     ROOT,
     bf16,
@@ -138,6 +139,27 @@ def test_the_steps_that_were_asked_for_are_traced(trained, traced):
 def test_a_run_that_saves_nothing_leaves_its_log(trained):
     assert len(metrics(trained / "traced")) == 5
     assert list((trained / "traced" / "checkpoints").iterdir()) == []
+
+
+def test_a_run_that_saves_nothing_says_so_when_it_is_stopped(made, tmp_path):
+    code = (
+        "import sys; from gem_ds import config, engine, errors, stopping\n"
+        "request = stopping.StopRequest()\n"
+        "request.made = True\n"
+        "shards, deepspeed, model, output = sys.argv[1:]\n"
+        "told = config.TrainConfig(shards, output, deepspeed, config=model, save=False)\n"
+        "errors.run(lambda: engine.train(told, request))\n"
+    )
+    paths = (made / "shards", made / "fp32-zero3.json", made / "tied", tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths)],
+        env={**os.environ, "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert "after 1 of 1000 steps, without a checkpoint (--save false)" in done.stderr
+    assert done.returncode == TrainConfig("", "", "").stop_status
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_the_host_waits_for_no_number_inside_a_step(traced):

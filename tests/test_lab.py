@@ -68,6 +68,9 @@ def test_what_is_finished_is_not_repeated_and_what_changed_is(place: Path) -> No
     assert {"sts", "retrieval", "perplexity books", "given back 100"} <= result["figures"].keys()
     assert result["training_seconds"] > 0
     assert f", {result['precision']}, {result['date']}" in report
+    (told,) = (place / "out" / "trainings").glob("*/run/run.json")
+    bf16 = json.loads(told.read_text())["deepspeed"]["bf16"]["enabled"]
+    assert bf16 == (result["precision"] == "bf16") == torch.cuda.is_available()
     assert report.count("\n| first ") == 2
     assert f"{result['figures']['sts']:.2f}" in report
     assert "| summary token, untrained " in report

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from full_size import config_of
 from models import tiny_model
 from runs import llama_config
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,22 +20,6 @@ COUNTS = {
     "mistral-7b-v0.3": 7_248_023_552,
     "qwen3-8b": 8_190_735_360,
 }
-
-
-def config_of(shape):
-    return AutoConfig.for_model(
-        shape.family,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.mlp,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.tied,
-        max_position_embeddings=shape.positions,
-        sliding_window=None,
-    )
 
 
 def on_meta(config):
