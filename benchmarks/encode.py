@@ -9,12 +9,10 @@ texts (`--sts`). Exit status 1 where anything is not as it should be. `speed`, `
 """
 
 import argparse
+import functools
 import importlib.metadata
-import json
-import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ import encode_model
 import encode_server
 import numpy as np
 import torch
+from rows import Result, measure
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
@@ -33,7 +32,6 @@ from transformers.utils import logging
 from gem_ds import GemModel
 from gem_ds.errors import InputError, run
 
-Result = dict[str, Any]  # with "good", whether it is as it should be
 SPEEDUP, COSINE = 1.5, 0.9999
 
 
@@ -176,34 +174,23 @@ def main() -> None:
     parser.add_argument("--sts", type=Path, help="CSV of known_model: two texts and a score a line")
     args = parser.parse_args()
     logging.disable_progress_bar()
-    result: Result = {}
-    if args.json and args.json.exists():
-        result = json.loads(args.json.read_text())
-    names = ("torch", "transformers", "sentence-transformers")
-    about = {"versions": {name: importlib.metadata.version(name) for name in names}}
-    about |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    libraries = ("torch", "transformers", "sentence-transformers")
+    about: Result = {"versions": {name: importlib.metadata.version(name) for name in libraries}}
     with tempfile.TemporaryDirectory(prefix="encode-") as temporary:
         export = args.model or encode_model.make(Path(temporary))
         model = GemModel.from_pretrained(export)
         device = model.lm.device
         on_gpu = device.type == "cuda"
         about["device"] = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
-        about["dtype"] = str(model.lm.dtype)
-        rows = args.only or [name for name in ROWS if args.sts or name != "known_model"]
-        for name in rows:
-            began = time.monotonic()
+        about |= {"dtype": str(model.lm.dtype), "threads": torch.get_num_threads()}
+
+        def row(name: str) -> Result:
             place = Path(temporary) / name
             place.mkdir()
-            row = ROWS[name](Work(export, model, args.texts, args.rounds, args.sts, place))
-            row |= {"took_seconds": time.monotonic() - began, "date": time.strftime("%Y-%m-%d")}
-            result[name] = row | about
-            shown = {key: x for key, x in result[name].items() if not isinstance(x, dict)}
-            print(f"{name}: {json.dumps(shown)}", flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(result, indent=1) + "\n")
-    bad = [name for name in rows if not result[name]["good"]]
-    if bad:
-        sys.exit(f"error: not as it should be: {', '.join(bad)}")
+            return ROWS[name](Work(export, model, args.texts, args.rounds, args.sts, place))
+
+        names = args.only or [name for name in ROWS if args.sts or name != "known_model"]
+        measure({name: functools.partial(row, name) for name in names}, args.json, about)
 
 
 if __name__ == "__main__":

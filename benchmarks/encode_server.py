@@ -9,10 +9,9 @@ of `load` are times: measure them on a machine that does nothing else. Linux onl
 
 import argparse
 import asyncio
+import functools
 import json
-import os
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,11 +24,11 @@ import httpx
 import numpy as np
 import torch
 from malformed_requests import malformed as malformed_request
+from rows import Result, measure
 from served import NAME, Served, served
 
 from gem_ds.inference import GemModel
 
-Result = dict[str, Any]
 WORDS = ("string", "list", "returns", "every", "part", "that", "is", "split", "by", "words")
 PER_REQUEST = 32  # texts
 WARM = 500  # requests before memory counts
@@ -232,23 +231,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000, help="malformed ones")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    result: Result = {}
-    if args.json and args.json.exists():
-        result = json.loads(args.json.read_text())
     with tempfile.TemporaryDirectory(prefix="server-") as temporary:
         model = args.model or encode_model.make(Path(temporary))
-        for name in args.only:
-            began = time.monotonic()
-            row = ROWS[name](model, args)
-            row |= {"seconds": time.monotonic() - began, "date": time.strftime("%Y-%m-%d")}
-            row |= {"cores": os.cpu_count()}
-            result[name] = row
-            print(f"{name}: {json.dumps(row)}", flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(result, indent=1) + "\n")
-    bad = [name for name in args.only if not result[name]["good"]]
-    if bad:
-        sys.exit(f"error: not as it should be: {', '.join(bad)}")
+        rows = {name: functools.partial(ROWS[name], model, args) for name in args.only}
+        measure(rows, args.json, {})
 
 
 if __name__ == "__main__":

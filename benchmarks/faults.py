@@ -8,9 +8,8 @@ costs are times: measure them on a machine that does nothing else. Linux only.
 """
 
 import argparse
+import functools
 import importlib.metadata
-import json
-import os
 import platform
 import random
 import signal
@@ -23,6 +22,7 @@ from typing import Any
 
 from faults_runs import ROOT, SAVE_EVERY, Started, Work, metrics, same_bits, starts
 from processes import until
+from rows import Result, measure
 
 from gem_ds import checkpoint
 from gem_ds.health import Health
@@ -32,7 +32,6 @@ from gem_ds.watchdog import Watchdog
 STEPS = 40
 TIMEOUT = 6.0  # seconds, of the watchdog
 MOMENTS = RANDOM, SAVING, STEP = ("a random moment", "while saving", "after a step")
-Result = dict[str, Any]
 
 
 def kills(work: Work, n_kills: int, seed: int) -> Result:
@@ -282,25 +281,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder to work in; default: a temporary one")
     args = parser.parse_args()
-    result: Result = {}
-    if args.json and args.json.exists():
-        result = json.loads(args.json.read_text())
     versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed")}
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         work = Work(args.work or Path(temporary))
-        for name in args.only:
-            began = time.monotonic()
-            row = ROWS[name](work, args)
-            row |= {"seconds": time.monotonic() - began, "date": time.strftime("%Y-%m-%d")}
-            row |= {"versions": versions, "cores": os.cpu_count()}
-            result[name] = row
-            shown = {key: value for key, value in row.items() if not isinstance(value, list)}
-            print(f"{name}: {json.dumps(shown)}", flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(result, indent=1) + "\n")
-    bad = [name for name in args.only if not result[name]["good"]]
-    if bad:
-        sys.exit(f"error: not as it should be: {', '.join(bad)}")
+        rows = {name: functools.partial(ROWS[name], work, args) for name in args.only}
+        measure(rows, args.json, {"versions": versions})
 
 
 if __name__ == "__main__":

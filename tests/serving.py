@@ -1,16 +1,22 @@
-"""Tiny exports to serve: with a chat template and fully trained, or with an adapter and none."""
+"""Tiny exports to serve, and a server asked by OpenAI's own client."""
 
+import base64
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import openai
 import torch
 from exports import SIZES, gem_config, run_tokenizer
+from served import Served
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gem_ds import adapter_files, adapters
 from gem_ds.export import export
 
 POSITIONS = 512
+KEY = "a key for tests"
 TEMPLATE = (
     "{% for message in messages %}{{ bos_token if loop.first }}"
     "{% if message['role'] == 'system' and not loop.first %}"
@@ -46,3 +52,26 @@ def export_to_serve(
     output = work / "export"
     export(weights, lm.config, work / "tokenizer", gem, output, torch.float32, None, trained)
     return output
+
+
+def official(server: Served, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(
+        base_url=f"{server.url}/v1",
+        api_key=key,
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(trust_env=False, timeout=60),
+    )
+
+
+def vectors(answer: Any) -> np.ndarray:
+    assert [item.index for item in answer.data] == list(range(len(answer.data)))
+    rows = [item.embedding for item in answer.data]
+    if isinstance(rows[0], str):
+        rows = [np.frombuffer(base64.b64decode(row), dtype="<f4") for row in rows]
+    return np.array(rows)
+
+
+def metric(server: Served, name: str) -> float:
+    with server.client() as plain:
+        lines = plain.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))

@@ -1,95 +1,32 @@
 """A real server, asked by OpenAI's own client: the same embeddings and texts as offline, whoever
-else asks; clear refusals of whatever is wrong. Starting and stopping: test_serve."""
+else asks. Refusals: test_server_refusals. Starting and stopping: test_serve."""
 
-import base64
-import contextlib
-import json
-import random
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
-from malformed_requests import WAYS, malformed
-from processes import until
-from served import NAME, Served, served
-from serving import POSITIONS, export_to_serve
+from served import NAME, Served
+from serving import KEY, metric, official, vectors
 from transformers import AutoTokenizer
 
 from gem_ds.inference import GemModel
 
-KEY = "a key for tests"
+pytest_plugins = ["servers"]
 TEXTS = ["a short text", "<|bos|> spelled, and <|summary_0|>", "naïve 漢字 😀 " * 9, "x"]
 PROMPTS = ["The string is", "def", "  a list of", "漢字"]
 
 
 @pytest.fixture(scope="module")
-def folder(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_to_serve(tokenizer_dir, tmp_path_factory.mktemp("serve"))
-
-
-@pytest.fixture(scope="module")
-def offline(folder: Path) -> GemModel:
-    return GemModel.from_pretrained(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Served]:
-    with served(folder) as running:
-        yield running
+def offline(server_export: Path) -> GemModel:
+    return GemModel.from_pretrained(server_export, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def client(server: Served) -> openai.OpenAI:
     return official(server)
-
-
-@pytest.fixture(scope="module")
-def adapter_folder(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    work = tmp_path_factory.mktemp("adapter")
-    return export_to_serve(tokenizer_dir, work, template=None, adapter=True)
-
-
-@pytest.fixture(scope="module")
-def strict(adapter_folder: Path) -> Iterator[Served]:
-    """One with an adapter, without chats, with a key and small limits."""
-    flags = ["--max-body-mb", "0.05", "--max-inputs", "4", "--max-queue", "3"]
-    flags += ["--timeout-seconds", "60", "--max-new-tokens", "400", "--long-texts", "cut"]
-    with served(adapter_folder, *flags, GEM_API_KEY=KEY) as running:
-        yield running
-
-
-def official(server: Served, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=f"{server.url}/v1",
-        api_key=key,
-        max_retries=0,
-        http_client=openai.DefaultHttpxClient(trust_env=False, timeout=60),
-    )
-
-
-def vectors(answer: Any) -> np.ndarray:
-    assert [item.index for item in answer.data] == list(range(len(answer.data)))
-    rows = [item.embedding for item in answer.data]
-    if isinstance(rows[0], str):
-        rows = [np.frombuffer(base64.b64decode(row), dtype="<f4") for row in rows]
-    return np.array(rows)
-
-
-def metric(server: Served, name: str) -> float:
-    with server.client() as plain:
-        lines = plain.get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-
-def post(server: Served, path: str, **body: Any) -> httpx.Response:
-    with server.client() as plain:
-        return plain.post(path, json={"model": NAME, **body})
 
 
 def test_embeddings_are_those_of_encode(client: openai.OpenAI, offline: GemModel) -> None:
@@ -106,8 +43,8 @@ def test_embeddings_are_those_of_encode(client: openai.OpenAI, offline: GemModel
     assert (cut * offline.encode(TEXTS, truncate_dim=8)).sum(1).min() > 0.9999
 
 
-def test_ids_are_embedded_as_their_text(client: openai.OpenAI, folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+def test_ids_are_embedded_as_their_text(client: openai.OpenAI, server_export: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(server_export / "model")
     texts = [TEXTS[0], TEXTS[2]]
     expected = vectors(client.embeddings.create(model=NAME, input=texts))
     for bos in (True, False):  # it is put in front once, whoever does it
@@ -117,9 +54,11 @@ def test_ids_are_embedded_as_their_text(client: openai.OpenAI, folder: Path) -> 
         assert np.allclose(vectors(one)[0], expected[0], atol=1e-5)
 
 
-def test_an_export_with_an_adapter_embeds_and_writes(strict: Served, adapter_folder: Path) -> None:
-    client = official(strict, KEY)
-    offline = GemModel.from_pretrained(adapter_folder, device="cpu")
+def test_an_export_with_an_adapter_embeds_and_writes(
+    strict_server: Served, adapter_export: Path
+) -> None:
+    client = official(strict_server, KEY)
+    offline = GemModel.from_pretrained(adapter_export, device="cpu")
     found = vectors(client.embeddings.create(model=NAME, input=TEXTS))
     assert (found * offline.encode(TEXTS)).sum(1).min() > 0.9999
     answer = client.completions.create(model=NAME, prompt=PROMPTS[0], max_tokens=20, temperature=0)
@@ -188,7 +127,9 @@ def test_a_stream_is_what_is_not_streamed(client: openai.OpenAI, chat: bool, mor
     assert len({piece.id for piece in pieces}) == 1
 
 
-def test_chats_are_the_templates(client: openai.OpenAI, folder: Path, offline: GemModel) -> None:
+def test_chats_are_the_templates(
+    client: openai.OpenAI, server_export: Path, offline: GemModel
+) -> None:
     messages: Any = [
         {"role": "developer", "content": "Be short."},
         {
@@ -203,7 +144,7 @@ def test_chats_are_the_templates(client: openai.OpenAI, folder: Path, offline: G
         {"role": "user", "content": "What is é?"},
         *messages[2:],
     ]
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(server_export / "model")
     ids = tokenizer.apply_chat_template(plain, add_generation_prompt=True)["input_ids"]
     answer = client.chat.completions.create(
         model=NAME, messages=messages, max_completion_tokens=20, temperature=0
@@ -266,161 +207,3 @@ def test_health_and_metrics(server: Served, client: openai.OpenAI) -> None:
     assert metric(server, route) == before[0] + 1
     assert metric(server, 'gem_tokens_total{kind="embed"}') == before[1] + 5  # bos and summary too
     assert metric(server, 'gem_request_seconds_count{route="/v1/embeddings"}') > 0
-
-
-def test_no_malformed_request_is_answered_or_breaks_anything(server: Served) -> None:
-    rng, seen = random.Random(0), set()
-    with server.client() as plain:
-        for _ in range(300):
-            case = malformed(rng, NAME, 401, most_chars=20_000)
-            answer = plain.request(case.method, case.path, content=case.body)
-            where = f"{case.what}: {case.body[:200]!r} -> {answer.status_code} {answer.text[:200]}"
-            assert 400 <= answer.status_code < 500, where
-            error = answer.json()["error"]
-            assert set(error) == {"message", "type", "param", "code"}, where
-            assert len(error["message"]) > 10, where
-            seen.add(case.what.split(" /")[0])
-    assert seen == set(WAYS)
-    assert metric(server, "gem_open_requests") == 0
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ({"input": ""}, "text 0 of input is empty"),
-        ({"input": ["a", " \n"]}, "text 1 of input is empty"),
-        ({"input": "word " * 200_000}, f"text 0 of input has more than {POSITIONS - 2} tokens"),
-        ({"input": [[1, -1]]}, r"has the id -1, and this vocabulary's are from 0 to 400"),
-        ({"input": [401]}, "has the id 401"),
-        ({"input": [5, 400]}, "has a summary token, which is put there anyway"),
-        ({"input": [1, True]}, "must be a text, token ids, or a list of either"),
-        ({"input": "a", "dimensions": 33}, "embeddings have 32; ask for so many or fewer"),
-        ({"input": "a", "model": "x"}, "there is no model 'x' here; this server has 'served'"),
-        ({"prompt": "a", "logprobs": 1}, "logprobs: this server does not have it; leave it out"),
-        ({"prompt": "a", "echo": True}, "echo: this server does not have it"),
-        ({"prompt": "a", "temperature": 1e-30}, "temperature must be 0, or 0.001 or more"),
-        ({"prompt": "a", "max_tokens": 2000}, "this server writes at most 1024"),
-        ({"prompt": "a", "max_tokens": 512}, f"this model has room for {POSITIONS}"),
-        ({"prompt": "a", "n": 9}, "n: Input should be less than or equal to 8"),
-        ({"messages": [{"role": "user", "content": " "}]}, "the last message is empty"),
-        ({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools: this server"),
-    ],
-)
-def test_refusals_say_what_is_wrong(server: Served, body: Any, said: str) -> None:
-    kind = next(iter(body))
-    path = {"input": "embeddings", "prompt": "completions", "messages": "chat/completions"}[kind]
-    answer = post(server, f"/v1/{path}", **body)
-    assert answer.status_code == (404 if "model" in body else 400)
-    assert said in answer.json()["error"]["message"]
-
-
-def test_what_the_template_refuses_is_refused(server: Served) -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]
-    answer = post(server, "/v1/chat/completions", messages=messages)
-    assert answer.status_code == 400
-    assert "refused by the chat template" in answer.json()["error"]["message"]
-
-
-def test_limits(strict: Served) -> None:
-    client = official(strict, KEY)
-    with pytest.raises(openai.APIStatusError, match=r"more than 0.05 MB") as error:
-        client.embeddings.create(model=NAME, input="x" * 60_000)
-    assert error.value.status_code == 413
-    with pytest.raises(openai.BadRequestError, match="5 texts, and this server takes at most 4"):
-        client.embeddings.create(model=NAME, input=["a"] * 5)
-    with pytest.raises(openai.BadRequestError, match="more texts than the 4"):
-        client.completions.create(model=NAME, prompt="a", n=5)
-    with pytest.raises(openai.BadRequestError, match="has no chat template, so it cannot chat"):
-        client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "a"}])
-    # --long-texts cut
-    long = vectors(client.embeddings.create(model=NAME, input=["word " * 600, "word " * 800]))
-    assert long[0] @ long[1] > 0.9999
-
-
-def test_a_body_of_unknown_length_is_read_up_to_the_limit(strict: Served) -> None:
-    sent = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal sent
-        for _ in range(5_000):
-            sent += 10_000
-            yield b" " * 10_000
-
-    headers = {"Authorization": f"Bearer {KEY}"}
-    with strict.client() as plain:
-        status = None
-        with contextlib.suppress(httpx.WriteError, httpx.ReadError):  # the server may hang up
-            status = plain.post("/v1/embeddings", content=endless(), headers=headers).status_code
-    assert status in (413, None)
-    assert sent < 20e6
-    assert official(strict, KEY).models.list()
-
-
-def test_keys(strict: Served) -> None:
-    for key in ("wrong", KEY + "x", "é"):
-        with strict.client() as plain:
-            headers = {"Authorization": f"Bearer {key}".encode()}
-            answer = plain.post("/v1/embeddings", json={"model": NAME}, headers=headers)
-            assert answer.status_code == 401
-            assert "the API key is missing or wrong" in answer.json()["error"]["message"]
-    with strict.client() as plain:
-        assert plain.get("/v1/models").status_code == 401
-        assert plain.get("/health").status_code == 200
-    with pytest.raises(openai.AuthenticationError):
-        official(strict, "wrong").models.list()
-
-
-def long_text(client: openai.OpenAI, **more: Any) -> Any:
-    more = {"max_tokens": 400, "temperature": 1.0, "seed": 0, **more}
-    return client.completions.create(model=NAME, prompt="The", **more)
-
-
-def test_a_request_that_takes_too_long_ends(adapter_folder: Path) -> None:
-    with served(adapter_folder, "--timeout-seconds", "0.1", "--max-new-tokens", "400") as hurried:
-        client = official(hurried)
-        with pytest.raises(openai.InternalServerError, match=r"longer than 0.1 seconds") as error:
-            long_text(client, n=8)
-        assert error.value.status_code == 504
-        with pytest.raises(openai.APIError, match=r"longer than 0.1 seconds"):
-            list(long_text(client, n=8, stream=True))
-        assert until(lambda: metric(hurried, "gem_open_requests") == 0, 5)
-        written = metric(hurried, 'gem_tokens_total{kind="write"}')
-        time.sleep(0.3)
-        assert metric(hurried, 'gem_tokens_total{kind="write"}') == written, "nobody goes on"
-
-
-def test_more_requests_than_the_queue_holds_are_sent_away(strict: Served) -> None:
-    client = official(strict, KEY)
-
-    def ask(_: int) -> str:
-        try:
-            return "written" if long_text(client, max_tokens=60) else ""
-        except openai.APIStatusError as error:
-            return f"{error.status_code} {error.message}"
-
-    with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(ask, range(12)))
-    refused = [answer for answer in answers if answer.startswith("429")]
-    assert len(refused) >= 3
-    assert all("try again in a while" in answer for answer in refused)
-    assert answers.count("written") >= 1
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_its_text(server: Served, stream: bool) -> None:
-    body = {"model": NAME, "prompt": "The", "max_tokens": 500, "n": 8, "stream": stream, "seed": 4}
-    before = metric(server, 'gem_tokens_total{kind="write"}')
-    with server.client(timeout=0.5 if not stream else 30) as plain:
-        if stream:
-            with plain.stream("POST", "/v1/completions", json=body) as answer:
-                first = next(answer.iter_lines())
-                assert json.loads(first.removeprefix("data: "))["choices"]
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                plain.post("/v1/completions", json=body)
-    assert until(lambda: metric(server, "gem_open_requests") == 0, 10)
-    time.sleep(0.2)
-    after = metric(server, 'gem_tokens_total{kind="write"}')
-    assert after - before < 8 * 499 * 0.8
-    time.sleep(0.3)
-    assert metric(server, 'gem_tokens_total{kind="write"}') == after

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from kills import SCRIPT, hashes
+from kills_runs import SCRIPT, hashes
 from processes import until
 
 from gem_ds import job, pool, prepare, sharding
