@@ -1,12 +1,7 @@
-"""Data preparation as a user runs it: through the script, and through `prepare`."""
+"""Data preparation as a user runs it, and what comes out. Refusals: test_prepare_refusals."""
 
 import gzip
-import hashlib
 import json
-import os
-import random
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,31 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import zstandard
+from kills_runs import hashes
+from prepared import in_process, run, words, write_jsonl
 from transformers import AutoTokenizer
 
-from gem_ds import layout, prepare, records, sources, tokenization
-from gem_ds.errors import InputError
-from gem_ds.manifest import Manifest
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.shards import Shards
+from gem_ds import layout, records, sources, tokenization
 
-SCRIPT = Path(__file__).parents[1] / "data_prep" / "shard.py"
 ODD = [
     "spells <|summary_0|> and <|eos|> and <|bos|> out, as a page about this very method may do",
     "naïve café, 日本語のテキスト and emoji 😀👩‍👩‍👧 in one sentence that is long enough to cut",
     "carriage\r\nreturns\r\n\r\nand\ttabs \0 and a NUL, and a few more words to make it longer",
 ]
 ALL_KINDS = "plain=0.4,continuation=0.3,reconstruction=0.2,pair=0.1"
-
-
-def write_jsonl(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def words(n: int, seed: int) -> str:
-    rng = random.Random(seed)
-    return " ".join("".join(rng.choices("etaoinshr", k=rng.randint(2, 8))) for _ in range(n))
 
 
 @pytest.fixture(scope="session")
@@ -49,27 +31,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"text": text, "context": text, "answer": words(5, i)} for i, text in enumerate(texts)
     ]
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", records)
-
-
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    env = os.environ | environment
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
-
-
-def in_process(corpus: Path, tokenizer: Path, output: Path, **options: object) -> Shards:
-    defaults = {"row_length": 256, "workers": 1, "min_prefix": 4, "min_suffix": 4}
-    inputs = [str(corpus)]
-    prepare.prepare(PrepareConfig(inputs, str(tokenizer), str(output), **defaults | options))
-    return Shards(output)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
 
 
 def test_without_arguments_it_says_what_it_needs() -> None:
@@ -211,51 +172,6 @@ def test_every_epoch_has_every_record_with_cuts_of_its_own(
     assert once.manifest.files[0]["sha256"] == manifest.files[0]["sha256"]
 
 
-def test_bad_records_are_skipped_counted_and_quarantined(
-    tokenizer_dir: Path, tmp_path: Path
-) -> None:
-    good = json.dumps({"text": words(30, 0)}).encode()
-    corpus = tmp_path / "corpus.jsonl"
-    bad = [b'{"text": "b\xffd"}', b"{", b'{"txt": 1}', b'{"text": 1}', b'{"text": "\\udc00"}', b"7"]
-    corpus.write_bytes(b"\n".join([good, *bad, b'{"text": " "}', b"", good]))
-    common = ["--input", corpus, "--tokenizer", tokenizer_dir, "--workers", 1]
-    output = tmp_path / "out"
-    done = run(*common, "--output", output)
-    assert done.returncode == 2
-    assert f"6 of 9 records could not be read, first {corpus}:2: invalid UTF-8" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (output / "manifest.json").exists()
-    with pytest.raises(InputError, match="did not finish"):
-        Shards(output)
-
-    done = run(*common, "--output", output, "--max-bad-fraction", 0.7)  # takes the folder over
-    assert done.returncode == 0, done.stderr
-    counts = Manifest.load(output).counts
-    assert counts["documents_in"] == 9
-    assert counts["records_written"] == 2
-    assert counts["skipped"] == {
-        "empty text": 1,
-        "invalid JSON": 1,
-        "invalid UTF-8": 1,
-        "lone surrogate": 1,
-        "missing field": 1,
-        "not a JSON object": 1,
-        "not a string": 1,
-    }
-    quarantine = [json.loads(line) for line in (output / "quarantine.jsonl").open()]
-    assert [entry["line"] for entry in quarantine] == list(range(2, 9))
-    assert quarantine[0] == {"file": str(corpus), "line": 2, "reason": "invalid UTF-8"}
-    assert "7 skipped" in done.stdout
-    assert "quarantine.jsonl" in done.stdout
-
-
-def test_a_wrong_field_is_noticed_at_once(tokenizer_dir: Path, tmp_path: Path) -> None:
-    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"body": "x"}] * 40_000)
-    with pytest.raises(InputError, match="missing field") as caught:
-        in_process(corpus, tokenizer_dir, tmp_path / "out")
-    assert " of 40,000 records" not in str(caught.value)
-
-
 def test_a_huge_text_is_split_over_rows(tokenizer_dir: Path, tmp_path: Path) -> None:
     text = words(400_000, 0)[:2_000_000] + "x" * 500_000
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": text}])
@@ -269,77 +185,3 @@ def test_a_huge_text_is_split_over_rows(tokenizer_dir: Path, tmp_path: Path) -> 
     assert sum(map(len, spelled)) == len(text)
     assert set(spelled) >= {backend.decode(last.input_ids[1:-1].tolist())}
     assert all(part in text for part in spelled)
-
-
-def test_running_again(corpus: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    command = ["--input", corpus, "--tokenizer", tokenizer_dir, "--output", output, "--workers", 1]
-    assert run(*command).returncode == 0
-    before = hashes(output)
-    again = run(*command)
-    assert (again.returncode, hashes(output)) == (0, before)
-    assert "already finished" in again.stdout
-    other = run(*command, "--row-length", 512, "--seed", 3)
-    assert other.returncode == 2
-    assert "--row-length was 2048 and is 512; --seed was 0 and is 3" in other.stderr
-    assert hashes(output) == before
-
-    (output / "manifest.json").unlink()  # as after a crash
-    (output / "shard-00000.parquet.host-1.tmp").touch()
-    receipt = (output / "units" / "00000.json").read_text()
-    (output / "units" / "00000.json").unlink()
-    assert run(*command).returncode == 0
-    assert hashes(output) == before
-    assert (output / "units" / "00000.json").read_text() == receipt
-
-
-def test_a_folder_of_something_else_is_left_alone(
-    corpus: Path, tokenizer_dir: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "precious").touch()
-    with pytest.raises(InputError, match="holds files that are not ours"):
-        in_process(corpus, tokenizer_dir, tmp_path)
-    assert (tmp_path / "tokenizer" / "precious").exists()
-
-
-def test_too_little_space_is_noticed_before_the_start(tokenizer_dir: Path, tmp_path: Path) -> None:
-    paths = [tmp_path / f"{i}.jsonl" for i in range(1000)]
-    for path in paths:
-        with path.open("wb") as file:
-            file.truncate(1 << 40)  # sparse; a thousand of them, for which no disk has room
-    config = PrepareConfig([*map(str, paths)], str(tokenizer_dir), str(tmp_path / "out"))
-    with pytest.raises(InputError, match="make room or give another --output"):
-        prepare.prepare(config)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"summary_tokens": 0}, "at least one summary token"),
-        ({"row_length": 18}, "--row-length 18 is too short; give at least"),
-        ({"min_suffix": 0}, "--min-suffix must be at least 1"),
-        ({"kinds": "plain=0.3"}, "add up to 1"),
-        ({"text_field": "nope"}, "missing field"),
-        ({"tokenizer": "nowhere/at/all"}, "no folder nowhere/at/all"),
-        ({"input": ["/nowhere.jsonl"]}, "no corpus file /nowhere.jsonl"),
-    ],
-)
-def test_options_that_cannot_be_met(
-    corpus: Path, tokenizer_dir: Path, tmp_path: Path, options: dict, message: str
-) -> None:
-    named = {"input": [str(corpus)], "tokenizer": str(tokenizer_dir), "output": str(tmp_path / "o")}
-    with pytest.raises(InputError, match=message):
-        prepare.prepare(PrepareConfig(**named | {"workers": 1, "min_prefix": 8} | options))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [("", "the corpus is empty"), ('{"text": ""}\n', "yields nothing")]
-)
-def test_a_corpus_without_text(
-    tokenizer_dir: Path, tmp_path: Path, content: str, message: str
-) -> None:
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text(content)
-    with pytest.raises(InputError, match=message):
-        in_process(corpus, tokenizer_dir, tmp_path / "out")
