@@ -24,6 +24,8 @@ def text(
 ) -> str:
     """The whole report. `results` has those of a run, one a seed, by its name."""
     shown = [run for run in runs.runs if results.get(run.name)]
+    missing = "; ".join(run.name for run in runs.runs if run not in shown)
+    note = f"\nNot run yet as they are defined now: {missing}.\n" if missing else ""
     language = base["figures"]["mean"]
     without = [
         [name, *_cells([figures], language)] for name, figures in sorted(base["figures"].items())
@@ -77,7 +79,7 @@ Seconds are those of the training steps, GiB the most memory of a process that t
 `data_prep/shard.py {runs.shard}`, `launch/train.py {runs.train}`, and beside these
 
 {table(["run", "shard.py", "train.py", "export.py", "processes", "note", "on"], made)}
-"""
+{note}"""
 
 
 def _cells(seeds: Sequence[dict[str, float]], language: dict[str, float]) -> list[str]:

@@ -188,21 +188,6 @@ def train(*flags, ranks=1, deepspeed=ROOT / "ds_configs" / "zero3.json", check=T
     return done
 
 
-def several_runs(out, ranks, settings):
-    """Run each setting in one launch; its folder or file of gradients is in `out` by its name."""
-    out.mkdir(exist_ok=True)
-    path = out / "settings.json"
-    path.write_text(json.dumps(settings, default=str))
-    done = subprocess.run(
-        command("tests/several_runs.py", path, out, ranks=ranks),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-
-
 def metrics(run: Path) -> list[dict]:
     """The lines of a run's ``metrics.jsonl``."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

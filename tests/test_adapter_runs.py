@@ -8,8 +8,9 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from exports import TEXTS
 from helpers import save_tokenizer
-from runs import ROOT, bf16, fp32, llama_config, metrics, random_shards, several_runs
+from runs import ROOT, bf16, fp32, llama_config, metrics, random_shards
 from sentence_transformers import SentenceTransformer
+from several_runs import several_runs
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gem_ds import adapter_files, assemble, preflight

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import bf16_states as benchmark
 import pytest
-from runs import ROOT, small_llama, train
+from runs import ROOT, small_llama
+from several_runs import several_runs
 
 
 def test_the_files_differ_in_the_states_alone(tmp_path: Path):
@@ -19,7 +20,7 @@ def test_the_files_differ_in_the_states_alone(tmp_path: Path):
 
 
 def test_a_few_steps_of_each(tmp_path: Path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "bf16_states.py"), "--steps", "6"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "bf16_states.py"), "--steps", "3"]
     command += ["--rates", "3e-2", "--json", str(tmp_path / "out.json")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -27,18 +28,15 @@ def test_a_few_steps_of_each(tmp_path: Path):
     assert found["fp32"][0] == found["bf16"][0], "no step was taken before it"
     assert found["fp32"] == pytest.approx(found["bf16"], rel=0.02)
     assert found["fp32"][-1] != found["bf16"][-1]
-    assert f"| {sum(found['fp32']) / 6:.3f} | {sum(found['bf16']) / 6:.3f} |" in done.stdout
+    assert f"| {sum(found['fp32']) / 3:.3f} | {sum(found['bf16']) / 3:.3f} |" in done.stdout
 
 
 def test_a_rate_that_bf16_rounds_away_is_said(tmp_path: Path, tokenizer_dir: Path):
     """New weights spread by 0.02, a 256th of which is 8e-5."""
     benchmark.files(tmp_path)
     made = small_llama(tmp_path / "made", tokenizer_dir)
-    flags = ("--config", made / "untied", "--shards", made / "shards", "--save", "false")
-    flags += ("--steps", 1, "--rows-per-step", 2)
-    for rate, warned in (("2e-5", True), ("2e-4", False)):
-        out = train(
-            *(*flags, "--learning-rate", rate, "--output", tmp_path / rate),
-            deepspeed=tmp_path / "bf16.json",
-        ).stdout
-        assert ("below 1/256 of a typical weight (0.02" in out) == warned, rate
+    flags = {"config": made / "untied", "shards": made / "shards", "save": False, "steps": 1}
+    flags |= {"rows_per_step": 2, "deepspeed": tmp_path / "bf16.json"}
+    for rate, warned in ((2e-5, True), (2e-4, False)):
+        said = several_runs(tmp_path / "runs", 1, {str(rate): {**flags, "learning_rate": rate}})
+        assert ("below 1/256 of a typical weight (0.02" in said) == warned, rate

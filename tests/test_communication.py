@@ -68,7 +68,8 @@ def counted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("communication")
     prepare(folder)
     names = ("zero3", "lossless", "kl", "zero2")
-    asked = {name: {**benchmark.SHARED, **benchmark.SETTINGS[name]} for name in names}
+    shared = {**benchmark.SHARED, "rows_per_step": 8}  # two micro-batches
+    asked = {name: {**shared, **benchmark.SETTINGS[name]} for name in names}
     return benchmark.launch("communication.py", folder, asked, 2)
 
 

@@ -5,7 +5,8 @@ import math
 
 import plan_table
 import pytest
-from runs import ROOT, bf16, llama_config, metrics, random_base, random_shards, several_runs
+from runs import ROOT, bf16, llama_config, metrics, random_base, random_shards
+from several_runs import several_runs
 
 from gem_ds import ds_keys, zero
 from gem_ds.config import TrainConfig

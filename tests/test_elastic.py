@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from runs import fp32, llama_config, metrics, random_base, random_shards, several_runs
+from runs import fp32, llama_config, metrics, random_base, random_shards
+from several_runs import several_runs
 
 from gem_ds.checkpoint import find
 

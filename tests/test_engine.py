@@ -21,9 +21,9 @@ from runs import (
     llama_config,
     metrics,
     random_base,
-    several_runs,
     small_llama,
 )
+from several_runs import several_runs
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gem_ds import assemble, dist, preflight, run_folder

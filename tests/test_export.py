@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from exports import TEXTS, export_tiny, gem_config
-from runs import llama_config, random_shards, train
+from runs import ROOT, llama_config, random_shards
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
+from several_runs import several_runs
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from gem_ds import export, export_embed
@@ -250,11 +251,16 @@ def test_without_summary_tokens_the_model_only_generates(
 
 def test_a_real_run_is_exported_by_step(tokenizer_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    random_shards(tmp_path / "shards", tokenizer_dir, n_rows=4)
+    shards = random_shards(tmp_path / "shards", tokenizer_dir, n_rows=4)
     config = llama_config(tmp_path / "config")
-    flags: dict[str, Any] = {"config": config, "shards": tmp_path / "shards", "output": run}
-    flags |= {"steps": 2, "rows-per-step": 2, "save-every": 1, "alpha-start": 1}
-    train(*(str(part) for name, value in flags.items() for part in (f"--{name}", value)))
+    flags: dict[str, Any] = {"config": config, "shards": shards, "steps": 2}
+    flags |= {
+        "deepspeed": ROOT / "ds_configs" / "zero3.json",
+        "rows_per_step": 2,
+        "save_every": 1,
+        "alpha_start": 1,
+    }
+    several_runs(tmp_path, 1, {"run": flags})
     exported = {}
     for asked, step in ((None, 2), (1, 1)):
         output = tmp_path / f"out-{step}"

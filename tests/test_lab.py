@@ -75,6 +75,7 @@ def test_what_is_finished_is_not_repeated_and_what_changed_is(place: Path) -> No
     assert f"{result['figures']['sts']:.2f}" in report
     assert "| summary token, untrained " in report
     assert "`--recipe paper --alpha 0.5`" in report
+    assert "Not run yet" not in report
     assert result["figures"]["same logits"] < 0.5
 
     assert run(place, table) == ([], report)
@@ -87,7 +88,9 @@ def test_what_is_finished_is_not_repeated_and_what_changed_is(place: Path) -> No
     changed = replace(first, train="--no-such-flag 1")
     with pytest.raises(InputError, match=r"1 runs failed.* first, seed 0: exit .*no-such-flag"):
         run(place, Table([changed], SHARD, TRAIN))
-    assert "| first " not in (place / "results.md").read_text()
+    report = (place / "results.md").read_text()
+    assert "| first " not in report
+    assert "\nNot run yet as they are defined now: first.\n" in report
     assert len(list((place / "out" / "shards").iterdir())) == 1
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from models import tiny_model
-from runs import fp32, llama_config, metrics, random_base, random_row, random_shards, several_runs
+from runs import fp32, llama_config, metrics, random_base, random_row, random_shards
+from several_runs import several_runs
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

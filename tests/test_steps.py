@@ -12,10 +12,10 @@ import torch
 from runs import (
     command,
     metrics,
-    several_runs,
     small_llama,
     train,
 )
+from several_runs import several_runs
 
 from gem_ds.checkpoint import find, load_weights
 
