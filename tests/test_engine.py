@@ -1,24 +1,17 @@
-"""Real DeepSpeed processes over gloo: every file and flag from one base; bad input."""
+"""Real DeepSpeed processes over gloo: every file and flag from one base.
 
-import dataclasses
+Refusals: test_engine_refusals.
+"""
+
 import json
-import os
-import resource
-import shutil
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
-from helpers import save_tokenizer
-from processes import free_port
 from runs import (
     ROOT,
     bf16,
     fp32,
-    llama_config,
     metrics,
     random_base,
     small_llama,
@@ -26,8 +19,8 @@ from runs import (
 from several_runs import several_runs
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import assemble, dist, preflight, run_folder
-from gem_ds.checkpoint import check_agrees, find, found, load_weights, read_state
+from gem_ds import dist, run_folder
+from gem_ds.checkpoint import check_agrees, find, load_weights, read_state
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
 from gem_ds.manifest import Manifest
@@ -141,27 +134,6 @@ def test_a_run_that_saves_nothing_leaves_its_log(trained):
     assert list((trained / "traced" / "checkpoints").iterdir()) == []
 
 
-def test_a_run_that_saves_nothing_says_so_when_it_is_stopped(made, tmp_path):
-    code = (
-        "import sys; from gem_ds import config, engine, errors, stopping\n"
-        "request = stopping.StopRequest()\n"
-        "request.made = True\n"
-        "shards, deepspeed, model, output = sys.argv[1:]\n"
-        "told = config.TrainConfig(shards, output, deepspeed, config=model, save=False)\n"
-        "errors.run(lambda: engine.train(told, request))\n"
-    )
-    paths = (made / "shards", made / "fp32-zero3.json", made / "tied", tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, paths)],
-        env={**os.environ, "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert "after 1 of 1000 steps, without a checkpoint (--save false)" in done.stderr
-    assert done.returncode == TrainConfig("", "", "").stop_status
-    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
-
-
 def test_the_host_waits_for_no_number_inside_a_step(traced):
     """It would let the device run dry. Reading the step's sums at its end is one such number.
 
@@ -210,42 +182,9 @@ def test_the_run_says_what_a_person_wants_to_see(trained):
     assert resolved["manifest"] == Manifest.load(trained.parent / "shards").digest
 
 
-def config_of(made, **flags):
-    return TrainConfig(
-        **{
-            "shards": str(made / "shards"),
-            "output": str(made / "never"),
-            "deepspeed": str(ROOT / "ds_configs" / "zero3.json"),
-            "config": str(made / "tied"),
-            **flags,
-        }
-    )
-
-
-def test_contradictions_are_refused_with_a_cure(made, bases, tmp_path):
-    manifest = Manifest.load(made / "shards")
-    llama_config(tmp_path / "short", positions=32)
-    with pytest.raises(InputError, match=r"64 tokens but .* has 32 positions; shard with"):
-        preflight.model_config(config_of(made, config=str(tmp_path / "short")), manifest)
-    with pytest.raises(InputError, match=r"cannot read the model configuration of '.*nowhere'"):
-        preflight.model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
-    other = save_tokenizer(tmp_path / "other", vocab_size=350)
-    with pytest.raises(InputError, match=r"another tokenizer than the one .* was made with"):
-        assemble.new_tokens(config_of(made, config=None, model=str(other)), manifest)
-    known = config_of(made, config=None, model=str(bases["tied"]))
-    assert assemble.new_tokens(known, manifest) == manifest.summary_tokens
-    already = config_of(made, config=None, model=str(made / "shards" / "tokenizer"))
-    assert assemble.new_tokens(already, manifest) == []
-    plain = dataclasses.replace(manifest, counts={"documents": {"plain": 9}})
-    with pytest.raises(InputError, match=r"only plain documents.*--alpha 0"):
-        preflight.check_objective(config_of(made, positives="dropout"), plain)
-    preflight.check_objective(config_of(made, alpha=0.0), plain)
-    preflight.check_objective(config_of(made), plain)  # crops, which every text has
-
-
 def test_a_full_folder_another_checkpoint_and_missing_ones_are_refused(trained, made):
     with pytest.raises(InputError, match=r"already has checkpoints \(newest step-00000002\)"):
-        run_folder.to_resume(config_of(made, output=str(trained / "zero3")))
+        run_folder.to_resume(TrainConfig(str(made / "shards"), str(trained / "zero3"), "d.json"))
     state = read_state(find(trained / "zero3"))
     for key, value in (("vocab_size", 512), ("manifest", "f00"), ("seed", 4)):
         with pytest.raises(InputError, match=rf"was written with {key} = .*this run has {value!r}"):
@@ -254,54 +193,3 @@ def test_a_full_folder_another_checkpoint_and_missing_ones_are_refused(trained, 
         find(trained / "zero3", 7)
     with pytest.raises(InputError, match=r"is .* the --output of a run"):
         find(made)
-
-
-def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, tmp_path):
-    def script(*flags, **options):
-        line = [sys.executable, str(ROOT / "launch/train.py"), *map(str, flags)]
-        return subprocess.run(line, capture_output=True, text=True, timeout=120, **options)
-
-    def one_error(*flags, **options):
-        done = script(*flags, **options)
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
-        assert done.returncode == 2, done.stderr
-        assert len(errors) == 1, done.stderr
-        assert "Traceback" not in done.stderr
-        return errors[0]
-
-    bare = script()
-    assert bare.returncode != 0
-    assert "deepspeed launch/train.py --deepspeed ds_configs/zero3.json" in bare.stderr
-    assert len(bare.stderr.splitlines()) < 12
-    broken = tmp_path / "broken"
-    shutil.copytree(made / "shards", broken)
-    (broken / "manifest.json").unlink()
-    flags = ("--config", made / "tied", "--output", tmp_path / "run")
-    flags += ("--deepspeed", ROOT / "ds_configs/zero3.json")
-    assert "sharding did not finish" in one_error(*flags, "--shards", broken)
-    assert not (tmp_path / "run").exists()
-
-    flipped = tmp_path / "flipped"
-    shutil.copytree(made / "shards", flipped)
-    data = bytearray((flipped / "shard-00000.parquet").read_bytes())
-    data[len(data) // 3] ^= 1
-    (flipped / "shard-00000.parquet").write_bytes(data)
-    message = one_error(*flags, "--shards", flipped, "--steps", 3, "--rows-per-step", 8)
-    assert "shard-00000.parquet" in message
-
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        message = one_error(
-            *flags, "--shards", made / "shards", env={**os.environ, "MASTER_PORT": str(port)}
-        )
-        assert f"port {port} of this machine is in use" in message
-
-    def little_room():  # what a full disk or a quota does, for files above a size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))
-
-    flags = (*flags[:3], tmp_path / "full", *flags[4:], "--steps", 1, "--rows-per-step", 1)
-    message = one_error(*flags, "--shards", made / "shards", preexec_fn=little_room)
-    assert "the checkpoint of step 1 could not be written" in message
-    assert not found(tmp_path / "full")
