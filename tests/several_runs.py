@@ -28,6 +28,8 @@ from gem_ds.config import TrainConfig
 from gem_ds.stopping import StopRequest
 
 SECONDS = 400.0
+# Looking for GPUs loads CUDA's driver else, which does not survive a fork.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["gem_ds.engine"])
 
