@@ -13,7 +13,7 @@ BATCHES = (32, 128, 1000)  # texts a call of the bare tokenizer: the best of the
 
 # Prints the seconds that the tokenizer alone takes, texts in memory, best batch size.
 BARE = """
-import json, os, sys, time
+import json, sys, time
 from tokenizers import Tokenizer
 texts = [json.loads(line)["text"] for line in open(sys.argv[1], encoding="utf-8")]
 tokenizer = Tokenizer.from_file(sys.argv[2] + "/tokenizer.json")
@@ -28,7 +28,7 @@ print(seconds(int(sys.argv[3])))
 """
 # Prints the seconds of one worker for all units: text to shard, hashed and synced.
 WORKER = """
-import functools, sys, time
+import sys, time
 from pathlib import Path
 from gem_ds import job, local, sharding
 from gem_ds.units import Plan

@@ -1,8 +1,13 @@
-"""What several test modules share: a small real tokenizer. Fixtures are in conftest."""
+"""What several test modules share: a tokenizer, a file of rows, a disk. Fixtures: conftest."""
 
 import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from gem_ds import shards
@@ -39,6 +44,17 @@ def save_tokenizer(folder: Path, vocab_size: int = 400) -> Path:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     return folder
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A disk of its own at a new folder; the test is skipped where nobody may mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)]
+    if os.getuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a disk takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def write_file(path: Path, rows, row_length: int, epoch: int = 0):

@@ -14,13 +14,12 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_full_grad
-from processes import free_port
+from processes import free_port, until
 from torch._dynamo.utils import counters
 
 from gem_ds import build, dist, engine, model, reference
@@ -46,17 +45,19 @@ def several_runs(out: Path, ranks: int, settings: dict[str, dict[str, Any]]) -> 
         processes = [_PROCESSES.Process(target=_be_rank, args=args) for args in told]
         for process in processes:
             process.start()
-        end = time.monotonic() + SECONDS
-        while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
-            if time.monotonic() > end:
-                break
-            time.sleep(0.05)
-        for process in processes:  # others than one that failed would wait for it
-            process.kill()
-            process.join()
+        try:
+            until(lambda: _ended([process.exitcode for process in processes]), SECONDS)
+        finally:  # others than one that failed would wait for it
+            for process in processes:
+                process.kill()
+                process.join()
         said = [Path(logs, str(rank)).read_text() for rank in range(ranks)]
     assert [p.exitcode for p in processes] == [0] * ranks, "\n\n".join(x[-3000:] for x in said)
     return said[0]
+
+
+def _ended(codes: list[int | None]) -> bool:
+    return None not in codes or any(codes)
 
 
 def _be_rank(

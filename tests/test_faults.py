@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from faults_runs import Started, metrics
+from helpers import small_disk
 from processes import until
 from runs import ROOT, command, fp32, llama_config, random_shards, train
 
@@ -131,14 +132,8 @@ ROOM = 600_000  # bytes: more than a checkpoint of the tiny model, less than two
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)]
-    if os.getuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a disk takes root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", 6) as folder:
+        yield folder
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(made, disk):

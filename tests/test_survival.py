@@ -1,49 +1,34 @@
-"""What goes wrong around data preparation: disks, inputs, settings, memory, receipts, other runs.
+"""What goes wrong around data preparation: disks, inputs, settings, memory.
 
 Either it is said in a sentence, and the same command finishes the folder later, byte for byte as if
-nothing had happened; or nothing is said, because it does not matter. Kills: see test_kills.
+nothing had happened; or nothing is said, because it does not matter. Kills: see test_kills;
+what is in the folder already: test_leftovers.
 """
 
 import functools
 import json
 import os
-import random
 import re
 import resource
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from kills_runs import SCRIPT, hashes
-from processes import until
+from helpers import small_disk
+from surviving import assert_finishes, assert_unfinished, begin, command, config, write_corpus
 
 from gem_ds import job, pool, prepare, sharding
 from gem_ds.errors import InputError
-from gem_ds.manifest import MANIFEST
 from gem_ds.pool import Tell
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.units import Plan
-
-FLAGS = {"row_length": 128, "unit_megabytes": 0.1, "max_bad_fraction": 0.5, "workers": 2}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two files, which make six units, with a bad record in each."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = random.Random(0)
-    words = ["".join(rng.choices("etaoinshr", k=rng.randint(1, 9))) for _ in range(500)]
-    for name in ("a", "b"):
-        lines = [json.dumps({"text": " ".join(rng.choices(words, k=300))}) for _ in range(160)]
-        lines[5::50] = ["bad"] * 4
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -57,45 +42,8 @@ def undisturbed(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
-    if os.getuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a disk takes root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def config(corpus: Path, tokenizer: Path, output: Path, **options: object) -> PrepareConfig:
-    return PrepareConfig([str(corpus)], str(tokenizer), str(output), **FLAGS | options)
-
-
-def command(corpus: Path, tokenizer: Path, output: Path, *more: object) -> list[str]:
-    flags = [part for n, v in FLAGS.items() for part in (f"--{n.replace('_', '-')}", v)]
-    fixed = ["--input", corpus, "--tokenizer", tokenizer, "--output", output]
-    return [sys.executable, *map(str, [SCRIPT, *fixed, *flags, *more])]
-
-
-def begin(corpus: Path, tokenizer: Path, output: Path, **options: object) -> Plan:
-    """A folder with a plan and nothing else."""
-    prepare.prepare(config(corpus, tokenizer, output, only_plan=True, **options))
-    return Plan.load(output)
-
-
-def assert_unfinished(output: Path, killed: bool = False) -> list[int]:
-    """The units that are done. No other looks it; what is half done, only killed workers leave."""
-    assert not (output / MANIFEST).exists()
-    assert killed or not list(output.rglob("*.tmp"))
-    plan = Plan.load(output)
-    done = [int(path.stem) for path in output.glob("units/?????.json")]
-    assert all(job.receipt(output, plan, unit) for unit in done)
-    return done
-
-
-def assert_finishes(work: PrepareConfig, undisturbed: Path) -> None:
-    prepare.prepare(work)
-    assert hashes(Path(work.output)) == hashes(undisturbed)
+    with small_disk(tmp_path / "disk", 4) as folder:
+        yield folder
 
 
 def test_a_full_disk(corpus: Path, tokenizer_dir: Path, undisturbed: Path, disk: Path) -> None:
@@ -250,91 +198,4 @@ def test_workers_without_memory(
     with pytest.raises(InputError, match=r"unit \d .*memory.* with fewer --workers"):
         list(pool.run(task, range(3), 2, plan.where, lambda _: None, print))
     assert len(assert_unfinished(tmp_path, killed=not spare)) < 3
-    assert_finishes(config(corpus, tokenizer_dir, tmp_path), undisturbed)
-
-
-SPOILED = {
-    "a shard is missing": lambda out: (out / "shard-00002.parquet").unlink(),
-    "a shard is cut short": lambda out: os.truncate(out / "shard-00002.parquet", 1000),
-    "a list is missing": lambda out: (out / "units" / "00002.skipped.jsonl").unlink(),
-    "a receipt is missing": lambda out: (out / "units" / "00002.json").unlink(),
-    "a receipt is cut short": lambda out: os.truncate(out / "units" / "00002.json", 300),
-    "a receipt is empty": lambda out: os.truncate(out / "units" / "00002.json", 0),
-    "a receipt is zeros": lambda out: (out / "units" / "00002.json").write_bytes(bytes(600)),
-    "a receipt is bytes": lambda out: (out / "units" / "00002.json").write_bytes(b"\xff" * 600),
-    "a receipt is a list": lambda out: (out / "units" / "00002.json").write_text("[1]"),
-    "a receipt is of another plan": lambda out: other_plan(out / "units" / "00002.json"),
-    "a receipt is of another unit": lambda out: shutil.copy(
-        out / "units" / "00001.json", out / "units" / "00002.json"
-    ),
-}
-
-
-def other_plan(path: Path) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"plan": "0" * 64}))
-
-
-@pytest.mark.parametrize("what", SPOILED)
-def test_a_unit_that_is_not_what_its_receipt_says(
-    corpus: Path, tokenizer_dir: Path, undisturbed: Path, tmp_path: Path, what: str
-) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(undisturbed, output)
-    (output / MANIFEST).unlink()
-    SPOILED[what](output)
-    before = {path: path.stat().st_ino for path in output.glob("units/*.json")}
-    assert_finishes(config(corpus, tokenizer_dir, output, workers=1), undisturbed)
-    redone = {path.stem for path, inode in before.items() if path.stat().st_ino != inode}
-    assert redone <= {"00002"}
-
-
-def test_what_killed_processes_left_is_removed(
-    corpus: Path, tokenizer_dir: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(undisturbed, output)
-    (output / MANIFEST).unlink()
-    for name in ("shard-00001.parquet", "manifest.json", "units/00003.json", "plan.json"):
-        (output / f"{name}.some-host-17.tmp").write_text("half of i")
-    assert_finishes(config(corpus, tokenizer_dir, output), undisturbed)
-
-
-def test_two_runs_at_once(
-    corpus: Path, tokenizer_dir: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    first = subprocess.Popen(command(corpus, tokenizer_dir, output), stderr=subprocess.DEVNULL)
-    assert until((output / "plan.json").exists, 20)
-    first.send_signal(signal.SIGSTOP)
-    again = [command(corpus, tokenizer_dir, output, *more) for more in ([], ["--share", "0/2"])]
-    others = [subprocess.run(each, capture_output=True, text=True) for each in again]
-    first.send_signal(signal.SIGCONT)
-    for other in others:
-        assert other.returncode == 2
-        assert other.stderr == f"error: another run is writing {output}; wait for it\n"
-    assert first.wait(30) == 0
-    assert hashes(output) == hashes(undisturbed)
-
-
-def test_shares_at_once(
-    corpus: Path, tokenizer_dir: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    shares = [command(corpus, tokenizer_dir, output, "--share", f"{i}/2") for i in range(2)]
-    without_a_plan = subprocess.run(shares[0], capture_output=True, text=True)
-    assert without_a_plan.returncode == 2
-    assert "has no plan yet" in without_a_plan.stderr
-    subprocess.run(command(corpus, tokenizer_dir, output, "--only-plan"), check=True)
-    runs = [subprocess.Popen(each, stderr=subprocess.PIPE, text=True) for each in shares]
-    errors = [run.communicate(timeout=60)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], errors
-    assert_finishes(config(corpus, tokenizer_dir, output), undisturbed)
-
-
-def test_a_share_alone_leaves_the_rest(
-    corpus: Path, tokenizer_dir: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    begin(corpus, tokenizer_dir, tmp_path)
-    assert prepare.prepare(config(corpus, tokenizer_dir, tmp_path, share="1/3")) is None
-    assert len(assert_unfinished(tmp_path)) == 2
     assert_finishes(config(corpus, tokenizer_dir, tmp_path), undisturbed)
