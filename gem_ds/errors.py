@@ -3,14 +3,19 @@
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
+DEBUG = "--debug"  # a flag of every command
 REPEAT_SECONDS = 5
 STOPPED = 75  # exit status: to be continued (EX_TEMPFAIL of sysexits.h)
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message says what, where and what to do."""
+    """Something the user gave is wrong. The message says what, where and what to do.
+
+    Where another library found it, raise this ``from`` that library's exception.
+    """
 
 
 class StoppedError(Exception):
@@ -24,6 +29,9 @@ class StoppedError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Run a command: an `InputError` or `OSError` becomes one line on stderr and exit status 2.
 
+    With the flag ``--debug``, which is taken out of the command line here, the traceback stands
+    before that line. Without it, the line says so where an exception of a library is behind it.
+
     Ctrl-C becomes one line too, and exit status 130; a run that was asked to stop has
     the status that it wants, by default `STOPPED`.
 
@@ -31,14 +39,17 @@ def run(main: Callable[[], None]) -> None:
     line names the rank that found the error. Ranks other than 0 wait a little first: of an error
     that all ranks find, the launcher then ends them before they repeat it.
     """
+    debug = DEBUG in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != DEBUG]
     try:
         main()
     except (InputError, OSError) as error:
         rank = os.environ.get("RANK")
         if rank not in (None, "0"):
             time.sleep(REPEAT_SECONDS)
-        where = f" [rank {rank}]" if rank is not None else ""
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        if debug:
+            traceback.print_exception(error)
+        print(_line(error, rank, debug), file=sys.stderr, flush=True)
         sys.exit(2)
     except StoppedError as stopped:
         if os.environ.get("RANK", "0") == "0":
@@ -47,3 +58,10 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _line(error: Exception, rank: str | None, debug: bool) -> str:
+    where = f" [rank {rank}]" if rank is not None else ""
+    hidden = error.__cause__ is not None and not isinstance(error.__cause__, OSError)
+    hint = f" ({DEBUG} shows the traceback)" if hidden and not debug else ""
+    return f"error{where}: {error}{hint}"
