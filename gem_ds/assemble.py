@@ -21,11 +21,13 @@ def dtype_of(ds_config: dict[str, Any]) -> torch.dtype:
     return torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else torch.float32
 
 
-def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest) -> Any:
-    """The DeepSpeed engine around a `model.TrainingModel`."""
+def build_engine(
+    config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest, hf_config: Any
+) -> Any:
+    """The DeepSpeed engine around a `model.TrainingModel` of a `preflight.model_config`."""
     if ds_config.get("fp16", {}).get("enabled"):
         raise InputError(f"{config.deepspeed} enables fp16; use bf16, or neither for fp32")
-    base = _build_base(config, ds_config, manifest) if config.kl_to_base else None
+    base = _build_base(config, ds_config, manifest, hf_config) if config.kl_to_base else None
     if config.adapter != "none" and ds_config.get("zero_optimization", {}).get("stage", 0) < 2:
         raise InputError(
             f"{config.deepspeed} has a ZeRO stage below 2, whose checkpoints leave out the weights "
@@ -33,8 +35,8 @@ def build_engine(config: TrainConfig, ds_config: dict[str, Any], manifest: Manif
         )
     partitioned = _partitioned(ds_config)
     lm = model.load(
-        base=config.model or config.config or "",
-        from_scratch=config.config is not None,
+        base=config.model,
+        config=hf_config,
         vocab_size=manifest.vocab_size,
         new_tokens=new_tokens(config, manifest),
         recompute=_recompute(config),
@@ -97,13 +99,15 @@ def _partitioned(ds_config: dict[str, Any]) -> HfDeepSpeedConfig | None:
     return HfDeepSpeedConfig(ds_config) if zero.get("stage") == 3 else None
 
 
-def _build_base(config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest) -> FrozenBase:
+def _build_base(
+    config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest, hf_config: Any
+) -> FrozenBase:
     """The base as it was before training, to be compared with."""
     ds_config = frozen_config(ds_config)
     partitioned = _partitioned(ds_config)
     lm = model.load(
-        base=config.model or "",
-        from_scratch=False,
+        base=config.model,
+        config=hf_config,
         vocab_size=0,
         new_tokens=(),
         recompute=None,

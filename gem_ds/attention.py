@@ -31,6 +31,8 @@ _KERNELS: dict[Backend, type[Kernel]] = {
     "varlen": Varlen,
     "flex": Flex,
 }
+# As Transformers names them; masks of chunks are the GEM mask's in documents of one chunk.
+LAYER_TYPES = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 _PREFERRED: dict[str, tuple[Backend, ...]] = {
     "cuda": ("varlen", "flex", "dense"),
     "cpu": ("sdpa", "dense"),
@@ -172,29 +174,30 @@ def _head_size(config: Any) -> int:
     return int(size)
 
 
+def check_interface(model: Any) -> None:
+    """Raise `InputError` for a Transformers model with layers that the GEM mask cannot reach."""
+    config = model.config.get_text_config()
+    others = {str(kind) for kind in getattr(config, "layer_types", None) or ()} - LAYER_TYPES
+    if not others and getattr(model, "_supports_attention_backend", False):
+        return
+    why = (
+        f"has layers of another kind than attention ({', '.join(sorted(others))})"
+        if others
+        else "does not use Transformers' attention interface"
+    )
+    raise InputError(
+        f"model family {config.model_type!r} {why}, where the GEM mask cannot reach, so packed texts "
+        "would see each other; choose a base of attention layers alone (Llama, Qwen3, Gemma, …)"
+    )
+
+
 def attach(model: Any) -> None:
     """Make a Transformers model use this attention. Its forward then needs ``gem_plan``.
 
-    Raises `InputError` for a model whose attention the interface does not reach, or that needs what
-    no backend gives.
+    Raises `InputError` for a model whose attention the interface does not reach. What else a model
+    needs to be computed rightly, `probe` tries.
     """
-    config = model.config.get_text_config()
-    name = config.model_type
-    if not getattr(model, "_supports_attention_backend", False):
-        raise InputError(
-            f"model family {name!r} does not use Transformers' attention interface, so the GEM "
-            "mask cannot reach it; choose a family that does (Llama, Mistral, Qwen, Gemma, …)"
-        )
-    if getattr(config, "attention_dropout", 0.0):
-        raise InputError(
-            f"attention_dropout is {config.attention_dropout} in the {name} config; "
-            "set it to 0, attention here has no dropout"
-        )
-    if getattr(config, "use_bidirectional_attention", False):
-        raise InputError(
-            f"this {name} attends in both directions, so it does not generate; "
-            "choose a base that does"
-        )
+    check_interface(model)
     model.set_attn_implementation(NAME)
 
 
@@ -224,7 +227,7 @@ def gem_attention(
     # Views whose backward passes are views too; that of [0] fills a stream with zeros.
     q, k, v = (x.squeeze(0) for x in (query, key, value))
     out_TNH = gem_plan.attend(module, q, k, v, sliding_window, scale, softcap, s_aux)
-    return out_TNH.unsqueeze(0), None
+    return out_TNH.unsqueeze(0).contiguous(), None  # some families take views of it
 
 
 AttentionInterface.register(NAME, gem_attention)

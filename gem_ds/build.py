@@ -77,7 +77,8 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     shards = Shards(config.shards)
     manifest = shards.manifest
     preflight.check_objective(config, manifest)
-    hidden_size = preflight.model_config(config, manifest).get_text_config().hidden_size
+    hf_config = preflight.model_config(config, manifest)
+    hidden_size = hf_config.get_text_config().hidden_size
     raw = read_json(config.deepspeed)
     ds_keys.check(raw, config.deepspeed)
     local_ranks = ranks.local_size()
@@ -93,7 +94,7 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     fusing.check(config.compile, config.liger, device)
     watchdog = run_folder.enter(config, stack)
     checkpoint_found = run_folder.to_resume(config)
-    engine = build_engine(config, ds_config, manifest)
+    engine = build_engine(config, ds_config, manifest, hf_config)
     if config.save:
         dist.same_on_all(lambda: run_folder.check_room(config, engine))
     preflight.warn_of_rounding(config, ds_config, engine)

@@ -102,6 +102,11 @@ class TrainConfig:
     summary_attention: Literal["isolated", "causal"] = _flag(
         "whether a summary token attends earlier ones (causal) or not (the paper's)", "isolated"
     )
+    disable_dropout: bool = _flag(
+        "set all dropout of the base to 0, also in what is exported; without it a base that has any "
+        "is refused",
+        False,
+    )
     gradient_checkpointing: bool = _flag("recompute activations in the backward pass", True)
     checkpoint_every: int = _flag("of so many layers one is recomputed, the others are kept", 1)
     keep_products: bool = _flag(

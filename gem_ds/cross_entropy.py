@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gem_ds.activations import columns, tokens_at_once
+from gem_ds.forward import Shaping
 
 
 class NextTokenLoss(nn.Module):
@@ -26,17 +27,17 @@ class NextTokenLoss(nn.Module):
     A module, so that ZeRO-3 can gather the head's weight once before it (`model` tells it so).
     """
 
-    def __init__(self, head: nn.Linear, softcap: float | None) -> None:
-        """`head` stays its own model's; with `softcap` logits are ``softcap tanh(x / softcap)``."""
+    def __init__(self, head: nn.Linear, shaping: Shaping) -> None:
+        """`head` stays its own model's; `shaping` is what becomes of its output."""
         super().__init__()
         self._head = [head]  # in a list: no part of this module
-        self.softcap = softcap
+        self.shaping = shaping
 
     def forward(self, hidden_NC: Tensor, targets_N: Tensor) -> Tensor:
         """0, with gradients that are 0, where there are no targets."""
         head = self._head[0]
         loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_NC, head.weight, head.bias, targets_N, self.softcap
+            hidden_NC, head.weight, head.bias, targets_N, self.shaping
         )
         return loss
 
@@ -49,8 +50,9 @@ class _CrossEntropy(torch.autograd.Function):
         weight_VC: Tensor,
         bias_V: Tensor | None,
         targets_N: Tensor,
-        softcap: float | None,
+        shaping: Shaping,
     ) -> Tensor:
+        scale, softcap = shaping
         wanted = ctx.needs_input_grad[:3]
         inputs = (hidden_NC, weight_VC, bias_V)
         to_hidden, to_weight, to_bias = (
@@ -63,6 +65,8 @@ class _CrossEntropy(torch.autograd.Function):
             block = slice(first, first + size)
             hidden_nC, targets_n = hidden_NC[block], targets_N[block, None]
             logits_nV = F.linear(hidden_nC, weight_VC, bias_V)
+            if scale != 1:
+                logits_nV.mul_(scale)
             if softcap:
                 logits_nV.div_(softcap).tanh_().mul_(softcap)
             total_n = _log_sum_exp(logits_nV)
@@ -70,6 +74,8 @@ class _CrossEntropy(torch.autograd.Function):
             loss -= own_n.sum()
             if any(wanted):
                 _to_gradients(logits_nV, total_n, own_n, targets_n, softcap)
+                if scale != 1:
+                    logits_nV.mul_(scale)
             if to_hidden is not None:
                 torch.mm(logits_nV, weight_VC, out=to_hidden[block])
             if to_weight is not None:

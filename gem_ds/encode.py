@@ -17,9 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
-from gem_ds import adapter_files, attention, layout, quantization, tokenization
+from gem_ds import (
+    adapter_files,
+    attention,
+    base_model,
+    forward,
+    layout,
+    probe,
+    quantization,
+    tokenization,
+)
 from gem_ds.attention import Backend, Choice
 from gem_ds.contrastive import Aggregation, aggregate
 from gem_ds.errors import InputError
@@ -75,11 +83,6 @@ def stream(
     return arguments, bounds_D4
 
 
-def longest_document(config: Any) -> int:
-    """Tokens of the longest document that a model of this Transformers config takes here."""
-    return int(config.get_text_config().max_position_embeddings)
-
-
 def load(
     folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Any:
@@ -87,8 +90,9 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
-    lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
-    return lm.to(device).eval()
+    lm = base_model.load(folder, dtype or "auto").to(device).eval()
+    probe.check(lm, base_model.longest_document(lm.config))
+    return lm
 
 
 def put_on_adapter(model: Any, folder: Path) -> None:
@@ -140,7 +144,7 @@ class Encoder:
         lm = load(folder, device, dtype)
         if gem.adapter:
             put_on_adapter(lm, folder)
-        return cls.of_export(lm.base_model, tokenization.load(folder), gem, attention)
+        return cls.of_export(forward.body(lm), tokenization.load(folder), gem, attention)
 
     @classmethod
     def of_export(
@@ -167,7 +171,7 @@ class Encoder:
     def max_tokens(self) -> int:
         """Tokens that a text may have, beside the bos token and the summary tokens."""
         around = len(head(self.vocab)) + len(self.summary_tokens)
-        return longest_document(self.backbone.config) - around
+        return base_model.longest_document(self.backbone.config) - around
 
     def at_once(self, batch_tokens: int) -> int:
         """How many of so many tokens are best read as one stream."""
@@ -225,7 +229,7 @@ class Encoder:
     def _read(
         self, texts: Sequence[str], max_length: int | None, prompt: str, long_texts: LongTexts
     ) -> Read:
-        limit = longest_document(self.backbone.config)
+        limit = base_model.longest_document(self.backbone.config)
         least = len(head(self.vocab)) + len(self.summary_tokens) + 1
         if max_length is not None and not least <= max_length <= limit:
             raise InputError(

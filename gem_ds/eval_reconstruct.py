@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gem_ds import bpe, encode, evaluate, tokenization
+from gem_ds import base_model, bpe, encode, evaluate, tokenization
 from gem_ds.errors import InputError
 from gem_ds.eval_results import Candidate, write_json
 from gem_ds.files import sha256
@@ -59,7 +59,7 @@ def _load(model: Candidate, longest: int) -> tuple[Any, Any, Any]:
         raise InputError(f"{folder} has no summary tokens, so nothing holds a text")
     writer = encode.load(folder)
     need = 1 + 2 * longest + len(gem.summary_tokens)
-    room = encode.longest_document(writer.config)
+    room = base_model.longest_document(writer.config)
     if need > room:
         raise InputError(
             f"a text of {longest} tokens, its summary and the text again are {need} tokens, but "

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from gem_ds import attention, layout, tokenization
-from gem_ds.encode import Encoder, Vectors, batches, longest_document, stream
+from gem_ds import attention, forward, layout, tokenization
+from gem_ds.base_model import longest_document
+from gem_ds.encode import Encoder, Vectors, batches, stream
 from gem_ds.errors import InputError
 from gem_ds.layout import END, NO_TARGET, START, Bounds
 from gem_ds.memories import compress, continue_greedily
@@ -122,7 +123,7 @@ def baseline_embeddings(
 
 def _states(lm: Any, documents: Sequence[Ids], batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
     """(which document, its last hidden states (its tokens, C) in float32), in any order."""
-    for batch, output, _, bounds_D4 in _run(lm.base_model, documents, batch_tokens):
+    for batch, output, _, bounds_D4 in _run(forward.body(lm), documents, batch_tokens):
         hidden_TC = output.last_hidden_state[0].float()
         for i, (start, end) in zip(batch, bounds_D4[:, [START, END]].tolist(), strict=True):
             yield i, hidden_TC[start:end]
@@ -139,7 +140,7 @@ def untrained(lm: Any, vocab: Vocabulary, k: int = 1) -> Encoder:
 
     with_summary, summary = tokenization.add_summary_tokens(vocab, k)
     model.add_rows(lm, with_summary.size, min(summary))
-    return Encoder(lm.base_model, with_summary, summary)
+    return Encoder(forward.body(lm), with_summary, summary)
 
 
 def reconstruction(

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoConfig
 
 from gem_ds import adapter_files, gem_embedding
+from gem_ds.base_model import longest_document
 from gem_ds.gem_config import GemConfig
 from gem_ds.tokenization import Vocabulary
 
@@ -81,7 +82,7 @@ def _write_stock(model: Path, folder: Path, vocab: Vocabulary, gem: GemConfig) -
     write_json(folder / "1_Pooling" / "config.json", size | pooling | {"include_prompt": True})
     write_json(
         folder / "sentence_bert_config.json",
-        {"max_seq_length": config.max_position_embeddings, "do_lower_case": False},
+        {"max_seq_length": longest_document(config), "do_lower_case": False},
     )
 
 
@@ -101,7 +102,7 @@ def _write_own(output: Path, folder: Path, vocab: Vocabulary, gem: GemConfig) ->
         "summary_attention": gem.summary_attention,
         "aggregation": gem.aggregation,
         "lora_alpha": alpha,
-        "max_seq_length": config.max_position_embeddings,
+        "max_seq_length": longest_document(config),
     }
     write_json(folder / gem_embedding.SETTINGS, settings)
     _write_modules(

@@ -12,7 +12,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from gem_ds import model
+from gem_ds import forward, model
 from gem_ds.reference import Reference
 
 
@@ -53,4 +53,4 @@ class FrozenBase:
     def logits(self, hidden_nC: Tensor) -> Tensor:
         # The head by itself: a forward of the whole engine would begin another trace of the order
         # in which ZeRO-3 is to fetch parameters.
-        return model.logits(self._engine.module.lm, hidden_nC)
+        return forward.logits(self._engine.module.lm, hidden_nC)

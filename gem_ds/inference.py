@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
-from gem_ds import decoding, encode, long_texts, memories, tokenization
+from gem_ds import base_model, decoding, encode, forward, long_texts, memories, tokenization
 from gem_ds.decoding import Sampling
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
@@ -46,7 +46,7 @@ class GemModel:
         self._reader = sharing_weights(lm)
         if gem.adapter:
             encode.put_on_adapter(self._reader, folder)
-        self.encoder = Encoder.of_export(self._reader.base_model, vocab, gem)
+        self.encoder = Encoder.of_export(forward.body(self._reader), vocab, gem)
         self.max_tokens = self.encoder.max_tokens
         self.fingerprint = gem.fingerprint
 
@@ -107,7 +107,7 @@ class GemModel:
         """
         given = [texts] if isinstance(texts, str) else texts
         summary = self.encoder.summary_tokens
-        limit = encode.longest_document(self.lm.config)
+        limit = base_model.longest_document(self.lm.config)
         read = long_texts.read(self.vocab, given, summary, limit)
         if not read.documents:
             return []
@@ -173,7 +173,7 @@ class GemModel:
             raise InputError(f"max_new_tokens is {max_new_tokens}, it must be at least 1")
         ids = self._prompt(prompt, bos=not memories)
         cache, position = self._remembered(memories)
-        limit = encode.longest_document(self.lm.config)
+        limit = base_model.longest_document(self.lm.config)
         room = limit - position - len(ids)
         if room < 0:
             raise InputError(

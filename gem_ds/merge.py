@@ -5,7 +5,6 @@ then; neither model is ever whole in memory. Of the embeddings only the rows tha
 trained are averaged: summary tokens and rows that fill up stay as trained.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers.utils.hub import cached_file
 
-from gem_ds import tokenization
+from gem_ds import base_model, tokenization
 from gem_ds.errors import InputError
 from gem_ds.lazy import Lazy, changed
 from gem_ds.tokenization import Vocabulary
@@ -49,7 +47,12 @@ def open_base(base: str, config: Any, vocab: Vocabulary) -> Base:
         for parameter in layer.parameters()
     }
     new_tokens = set(tokenization.summary_ids(vocab)) - set(tokenization.summary_ids(own))
-    files = _files(base)
+    files = base_model.tensor_files(base)
+    if not files:
+        raise InputError(
+            f"{base} has no model.safetensors; load it with Transformers, write it with "
+            "save_pretrained, and name that folder with --base"
+        )
     rows = {}
     for name, parameter in lm.named_parameters():
         if name not in files:
@@ -95,30 +98,3 @@ def _same_tokens(base: Vocabulary, vocab: Vocabulary) -> bool:
     """Whether a tokenizer is the other, or the one that summary tokens were added to."""
     made_from = [tokenization.fingerprint(vocab, summary_tokens=s) for s in (True, False)]
     return tokenization.fingerprint(base) in made_from
-
-
-def _files(base: str) -> dict[str, Path]:
-    """The safetensors file of each tensor of a model."""
-    index = _file(base, "model.safetensors.index.json")
-    if index is not None:
-        names = json.loads(index.read_text())["weight_map"]
-        paths = {file: _file(base, file) for file in set(names.values())}
-        return {name: path for name, file in names.items() if (path := paths[file])}
-    single = _file(base, "model.safetensors")
-    if single is None:
-        raise InputError(
-            f"{base} has no model.safetensors; load it with Transformers, write it with "
-            "save_pretrained, and name that folder with --base"
-        )
-    with safe_open(single, "pt") as file:
-        return dict.fromkeys(file.keys(), single)
-
-
-def _file(base: str, name: str) -> Path | None:
-    """A file of a folder or of a model on the hub, None if it is not there."""
-    try:
-        path = cached_file(base, name, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot read the base {base}: {reason}; name it with --base") from error
-    return None if path is None else Path(path)

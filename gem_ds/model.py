@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import deepspeed
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
-from gem_ds import attention
+from gem_ds import attention, base_model, forward, probe
 from gem_ds.batches import Batch
 from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
 from gem_ds.cross_entropy import NextTokenLoss
@@ -55,45 +55,17 @@ def hidden_states(lm: Any, stream: Batch | Reference, rows: "SummaryRows | None"
         if rows is not None:
             embedding = lm.get_input_embeddings()
             inputs = {"inputs_embeds": rows(embedding, stream.input_ids, plan.summary_index)}
-        return _last_states(lm, stream.position_ids, plan, **inputs)
+        return forward.hidden_states(lm, stream.position_ids, plan, **inputs)
     with torch.no_grad():
         first = FirstPass(split, plan)
         places = stream.position_ids[:, split.first]
-        _last_states(lm, places, first, input_ids=stream.input_ids[:, split.first])
+        forward.hidden_states(lm, places, first, input_ids=stream.input_ids[:, split.first])
     embedded = rows(lm.get_input_embeddings(), stream.input_ids[:, split.rest], split.rest_summary)
     second = SecondPass(split, plan, first.kept)
     places = stream.position_ids[:, split.rest]
-    rest_RC = _last_states(lm, places, second, inputs_embeds=embedded)
+    rest_RC = forward.hidden_states(lm, places, second, inputs_embeds=embedded)
     whole_TC = rest_RC.new_zeros(plan.length, rest_RC.shape[1])
     return whole_TC.index_copy(0, split.rest, rest_RC)
-
-
-def _last_states(lm: Any, position_ids: Tensor, plan: Any, **inputs: Tensor) -> Tensor:
-    # A mask that attention does not read: given one, Transformers makes none of its own, for which
-    # the host would wait for the positions.
-    mask = torch.empty(1, 1, 1, 1, device=position_ids.device)
-    output = lm.base_model(
-        **inputs,
-        position_ids=position_ids,
-        attention_mask=mask,
-        gem_plan=plan,
-        use_cache=False,
-    )
-    hidden_TC: Tensor = output.last_hidden_state.squeeze(0)
-    return hidden_TC
-
-
-def logits(lm: Any, hidden_NC: Tensor) -> Tensor:
-    """(N, V) next-token logits of a language model's hidden states."""
-    logits_NV: Tensor = lm.get_output_embeddings()(hidden_NC)
-    softcap = softcap_of(lm)
-    return torch.tanh(logits_NV / softcap) * softcap if softcap else logits_NV
-
-
-def softcap_of(lm: Any) -> float | None:
-    """What a language model caps its logits at, softly, if it does (Gemma 2)."""
-    cap: float | None = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
-    return cap
 
 
 class SummaryRows(nn.Embedding):
@@ -128,7 +100,7 @@ class TrainingModel(nn.Module):
         self.base = base
         self.summary_rows = summary_rows
         head = lm.get_output_embeddings()
-        self.next_token_loss = NextTokenLoss(head, softcap_of(lm))
+        self.next_token_loss = NextTokenLoss(head, forward.shaping(lm))
         for parameter in head.parameters(recurse=False):
             deepspeed.zero.register_external_parameter(self.next_token_loss, parameter)
         start = torch.tensor([math.log(self.options.temperature)], dtype=lm.dtype)
@@ -141,7 +113,7 @@ class TrainingModel(nn.Module):
 
     def logits(self, hidden_NC: Tensor) -> Tensor:
         """(N, V) next-token logits of hidden states."""
-        return logits(self.lm, hidden_NC)
+        return forward.logits(self.lm, hidden_NC)
 
     def kl(self, hidden_TC: Tensor, batch: Batch) -> Tensor:
         """Sum of the KL divergence from the base, 0 without one."""
@@ -179,8 +151,8 @@ class TrainingModel(nn.Module):
 
 
 def load(
-    base: str | Path,
-    from_scratch: bool,
+    base: str | Path | None,
+    config: Any,
     vocab_size: int,
     new_tokens: Sequence[int],
     recompute: Recompute | None,
@@ -189,34 +161,35 @@ def load(
 ) -> Any:
     """The base model with rows for the new summary tokens and this project's attention.
 
-    `base` is a hub name or folder, or with `from_scratch` a config file or folder. Under ZeRO-3
-    (a live ``HfDeepSpeedConfig``) no rank ever holds the whole model. `vocab_size` counts the
-    tokenizer's tokens, the new ones included. Raises `InputError` for what cannot be loaded.
+    `base` is a hub name or folder, None for a model from scratch; `config` is of
+    `base_model.read_config`, for a base after `base_model.check_files`. Under ZeRO-3 (a live
+    ``HfDeepSpeedConfig``) no rank ever holds the whole model. `vocab_size` counts the tokenizer's
+    tokens, the new ones included. Raises `InputError` for what cannot be loaded or is computed
+    otherwise than training takes it (`probe`).
     """
     set_seed(seed)
-    try:
-        if from_scratch:
-            config = AutoConfig.from_pretrained(base)
-            config.vocab_size = _padded(vocab_size)
-            lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        else:
-            lm = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load the model {str(base)!r}: {reason}") from error
-    config = lm.config.get_text_config()
-    for scale in ("logit_scale", "logits_scaling"):
-        if getattr(config, scale, None) not in (None, 1.0):
-            raise InputError(
-                f"model family {config.model_type!r} scales its logits ({scale}), "
-                "which the loss here does not; choose another base"
-            )
+    if base is None:
+        config.vocab_size = _padded(vocab_size)
+        lm = _from_scratch(config, dtype)
+    else:
+        lm = base_model.load(base, dtype, config)
+    probe.check(lm, base_model.longest_document(config))
     attention.attach(lm)
-    if new_tokens and not from_scratch:
+    if new_tokens and base is not None:
         add_rows(lm, vocab_size, min(new_tokens))
     if recompute:
         recompute.apply(lm)
     return lm
+
+
+def _from_scratch(config: Any, dtype: torch.dtype) -> Any:
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:  # sizes that do not fit, a family without a head: of any kind
+        raise InputError(
+            f"no model can be made of this {config.model_type} configuration: "
+            f"{base_model.reason(error)}"
+        ) from error
 
 
 def add_rows(lm: Any, vocab_size: int, n_trained: int) -> None:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from transformers import AutoConfig
-
-from gem_ds import dist
+from gem_ds import base_model, dist
 from gem_ds.config import TrainConfig
 from gem_ds.documents import CONTINUATION, PAIR, PLAIN
 from gem_ds.errors import InputError
@@ -44,18 +42,18 @@ def check_objective(config: TrainConfig, manifest: Manifest) -> None:
 
 
 def model_config(config: TrainConfig, manifest: Manifest) -> Any:
-    """The base's Transformers configuration, checked against the shards."""
-    base = config.model or config.config
-    try:
-        hf_config = AutoConfig.from_pretrained(base)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot read the model configuration of {base!r}: {reason}") from error
-    longest = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
-    if longest and manifest.row_length > longest:
+    """The base's Transformers configuration, after a look at its files and at the shards."""
+    base = config.model or config.config or ""
+    hf_config = base_model.read_config(base, config.disable_dropout)
+    if config.model:
+        for note in base_model.check_files(config.model, hf_config):
+            if dist.rank() == 0:
+                print(f"WARNING: {note}", flush=True)
+    longest = base_model.longest_document(hf_config)
+    if manifest.row_length > longest:
         raise InputError(
-            f"rows of {config.shards} have {manifest.row_length} tokens but {base} has "
-            f"{longest} positions; shard with --row-length {longest} or less"
+            f"rows of {config.shards} have {manifest.row_length} tokens, and a document of {base} "
+            f"may have {longest}; shard with --row-length {longest} or less"
         )
     return hf_config
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gem_ds import chat, long_texts, tokenization
+from gem_ds.base_model import longest_document
 from gem_ds.chat import Chat
-from gem_ds.encode import longest_document
 from gem_ds.errors import InputError
 from gem_ds.inference import GemModel
 from gem_ds.records import Skip

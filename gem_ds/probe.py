@@ -1,0 +1,366 @@
+"""Checks of a model on a few tokens, before it is trained or used.
+
+`check` tries on the model itself what no family's name can promise: tokens meet in attention alone,
+attention hides what the GEM rule hides and nothing else, dropout is off, packed documents do not see
+each other, and the losses use the logits of the family's own forward. It runs as many layers as
+show one of each kind, and a slice of the vocabulary, so it costs little beside loading the weights.
+
+Shapes: T tokens of a stream, N heads, G key-value heads, H head size, C hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from gem_ds import attention, forward, layout
+from gem_ds.base_model import dropout_of, reason
+from gem_ds.errors import InputError
+from gem_ds.layout import Bounds
+
+NAME = "gem_probe"
+N_TOKENS = 9  # of the document that is tried
+# A document with a summary token, and the tried one behind it.
+BOUNDS: Bounds = np.array([[0, 6, 7, 12], [12, 21, 21, 21]], dtype=np.int32)
+VOCABULARY = 512  # rows of the head that are tried
+POSITIONS = 512  # at how many positions a mask is asked about, evenly up to the longest document
+# Keyword arguments of attention that it obeys, or that do not change what it computes.
+KNOWN = {"scaling", "softcap", "s_aux", "dropout", "is_causal", "position_ids", "use_cache"}
+KNOWN |= {"gem_plan", "cache_position", "output_attentions", "output_hidden_states"}
+# How far the same numbers, computed in two ways, may lie apart, relative to their norm.
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def check(lm: Any, longest: int) -> None:
+    """Raise `InputError` for a model that would be trained or used wrongly, with the reason.
+
+    `lm` is a Transformers causal language model, as it was loaded; it is given back as it was.
+    Documents have at most `longest` tokens. Under ZeRO-3 all ranks call.
+    """
+    family = lm.config.get_text_config().model_type
+    attention.check_interface(lm)
+    before, training = lm.config._attn_implementation, lm.training
+    try:
+        with torch.no_grad(), _shallow(lm), _small_head(lm), _whole(lm.parameters()):
+            _check_layers(lm, longest)
+            _check_documents(lm, before)
+    except InputError:
+        raise
+    except Exception as error:  # whatever an architecture does that nobody has seen here
+        raise InputError(
+            f"model family {family!r} does not run with the GEM attention ({reason(error)}); "
+            "choose another base"
+        ) from error
+    finally:
+        lm.set_attn_implementation(before)
+        lm.train(training)
+
+
+# Layers, with attention that looks at one token at a time.
+
+
+class _Asked(NamedTuple):
+    """What one layer asked of attention."""
+
+    layer: str
+    rule: Callable[..., Tensor] | None  # of the mask: True where a query may see a key
+    window: int | None
+    more: tuple[str, ...]  # keyword arguments that attention here does not know
+
+
+class _OneToken:
+    """In the place of a plan: attention that gives each token something of its own q, k and v."""
+
+    def __init__(self, lm: Any) -> None:
+        self.names = {module: name for name, module in lm.named_modules()}
+        self.asked: list[_Asked] = []
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,  # (1, N, T, H)
+        key: Tensor,  # (1, G, T, H)
+        value: Tensor,
+        attention_mask: Tensor | None,
+        sliding_window: int | None = None,
+        **how: Any,
+    ) -> tuple[Tensor, None]:
+        """(1, T, N, H of the values)."""
+        rule = getattr(attention_mask, "rule", None)
+        more = tuple(key for key, value in how.items() if value is not None and key not in KNOWN)
+        self.asked.append(_Asked(self.names[module], rule, sliding_window, more))
+        out = value + key.mean(-1, keepdim=True)
+        out = out.repeat_interleave(query.shape[1] // out.shape[1], 1)
+        return (out + query.mean(-1, keepdim=True)).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    module: nn.Module, *tensors: Any, gem_plan: _OneToken | None = None, **how: Any
+) -> tuple[Tensor, None]:
+    if gem_plan is None:
+        raise InputError(
+            f"{type(module).__name__} does not get the keyword arguments of its model's forward, "
+            "so the GEM mask cannot reach it; choose another base"
+        )
+    return gem_plan.attend(module, *tensors, **how)
+
+
+def _mask(q_length: int, kv_length: int, mask_function: Any, device: Any, **_: Any) -> Tensor:
+    """The mask that a family asks Transformers for, with the rule that it was made by."""
+    q, kv = torch.arange(q_length, device=device), torch.arange(kv_length, device=device)
+    mask_TT = mask_function(0, 0, q[:, None], kv[None, :]).expand(q_length, kv_length)
+    mask: Any = mask_TT[None, None].clone()
+    mask.rule = mask_function
+    return mask  # type: ignore[no-any-return]
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _mask)
+
+
+def _check_layers(lm: Any, longest: int) -> None:
+    lm.set_attn_implementation(NAME)
+    plan = _OneToken(lm)
+    # Each token twice, in another company: nothing of it may depend on that.
+    places = torch.cat([torch.arange(N_TOKENS), torch.arange(N_TOKENS).flip(0)]).to(lm.device)
+    ids = _ids(lm, N_TOKENS)[places]
+
+    def differ() -> bool:
+        states_TC = _one_by_one(lm, ids, places, plan)
+        return _apart(states_TC[:N_TOKENS], states_TC[N_TOKENS:].flip(0))
+
+    lm.train()
+    apart = differ()
+    lm.eval()
+    if not plan.asked:
+        raise InputError(
+            f"model family {_family(lm)!r} has no attention that the GEM mask reaches; "
+            "choose another base"
+        )
+    for asked in plan.asked:
+        _check_mask(lm, asked, longest)
+    if apart:
+        raise InputError(_mixing(lm, ids, places, plan) if differ() else _active_dropout(lm))
+
+
+def _one_by_one(lm: Any, ids_T: Tensor, places_T: Tensor, plan: _OneToken) -> Tensor:
+    """(T, C) last hidden states, with the mask that the family asks for."""
+    output = forward.body(lm)(
+        input_ids=ids_T[None],
+        position_ids=places_T[None],
+        attention_mask=torch.ones_like(ids_T)[None],  # so that places make no mask
+        gem_plan=plan,
+        use_cache=False,
+    )
+    states_TC: Tensor = output.last_hidden_state[0]
+    return states_TC
+
+
+def _mixing(lm: Any, ids: Tensor, places: Tensor, plan: _OneToken) -> str:
+    """Which modules let tokens see each other without attention."""
+    T = len(ids)
+    moved: dict[str, list[bool]] = {}  # whether input, and output, differ between the two halves
+
+    def halves_differ(values: Any) -> bool:
+        tensors = [x for x in _flat(values) if x.ndim > 1 and T in x.shape[:2]]
+        streams = (x.float().flatten(0, 1) if x.shape[0] == 1 else x.float() for x in tensors)
+        halves = ((x[: T // 2], x[T // 2 :].flip(0)) for x in streams if len(x) == T)
+        return any(_apart(*half) for half in halves)
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+            moved[name] = [halves_differ((args, list(kwargs.values()))), halves_differ(output)]
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in lm.named_modules():
+            handle = module.register_forward_hook(watch(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        _one_by_one(lm, ids, places, plan)
+    guilty = {name for name, (before, after) in moved.items() if after and not before and name}
+    smallest = [n for n in guilty if not any(other.startswith(f"{n}.") for other in guilty)]
+    parts = sorted({type(lm.get_submodule(name)).__name__ for name in smallest})
+    where = f"{', '.join(parts)} in {sorted(smallest)[0]}" if parts else "outside of its layers"
+    return (
+        f"model family {_family(lm)!r} mixes tokens without attention ({where}), where the GEM mask "
+        "does not reach: packed texts would see each other; choose a base of attention layers alone"
+    )
+
+
+def _active_dropout(lm: Any) -> str:
+    rates = dropout_of(lm.config) or dropout_of(lm.config.get_text_config())
+    named = ", ".join(f"{key} {rate:g}" for key, rate in rates.items())
+    cure = "switch that off with --disable-dropout" if named else "choose another base"
+    return (
+        f"model family {_family(lm)!r} computes at random while it trains "
+        f"({named or 'its configuration does not say why'}), and training here has no dropout; {cure}"
+    )
+
+
+def _check_mask(lm: Any, asked: _Asked, longest: int) -> None:
+    """Whether the mask of a layer is causal within its window, and hides nothing else."""
+    if asked.more:
+        raise InputError(
+            f"attention of model family {_family(lm)!r} in {asked.layer} chooses what it sees "
+            f"({', '.join(asked.more)}), which the GEM mask does not; choose another base"
+        )
+    if asked.rule is None:
+        raise InputError(
+            f"model family {_family(lm)!r} makes an attention mask of its own in {asked.layer}, "
+            "which the GEM mask would replace; choose another base"
+        )
+    window = asked.window or longest
+    edges = np.array([0, 1, window - 1, window, window + 1])
+    places = np.union1d(np.linspace(0, longest - 1, POSITIONS).astype(int), edges)
+    at = torch.from_numpy(places[places < longest]).to(lm.device)
+    q, kv = at[:, None], at[None, :]
+    found = asked.rule(0, 0, q, kv).expand(len(at), len(at))
+    expected = (kv <= q) & (q - kv < window)
+    wrong = (found != expected).nonzero()
+    if not len(wrong):
+        return
+    q_at, kv_at = (int(at[i]) for i in wrong[0])
+    if kv_at > q_at:
+        raise InputError(
+            f"this {_family(lm)} attends in both directions, as encoders do, so it does not "
+            "generate; choose a base that does"
+        )
+    raise InputError(
+        f"attention of model family {_family(lm)!r} in {asked.layer} "
+        f"{'hides' if expected[tuple(wrong[0])] else 'shows'} position {kv_at} from position "
+        f"{q_at}, otherwise than the GEM mask does; choose another base, or shorter rows"
+    )
+
+
+# Documents, with the attention that training and encoding use.
+
+
+def _check_documents(lm: Any, stock: str) -> None:
+    ids = _ids(lm, int(BOUNDS[-1, layout.END]))
+    tried = slice(*BOUNDS[-1, [layout.START, layout.END]].tolist())
+    lm.set_attn_implementation(stock)
+    expected_TV = lm(input_ids=ids[None, tried], use_cache=False).logits[0]
+    attention.attach(lm)
+    plan = attention.make_plan(BOUNDS, "dense", device=lm.device)
+    places = torch.from_numpy(layout.positions(BOUNDS)).to(lm.device)
+    states_TC = forward.hidden_states(lm, places[None], plan, input_ids=ids[None])
+    found_TV = forward.logits(lm, states_TC[tried])
+    if not bool(found_TV.isfinite().all()):
+        raise InputError(
+            f"this {_family(lm)} gives logits that are not finite (NaN or infinite weights?); "
+            "check its files"
+        )
+    if _apart(found_TV, expected_TV):
+        raise InputError(
+            f"model family {_family(lm)!r} computes its logits otherwise than by attention layers "
+            "and one linear head, so the loss here would be another than its own; choose another "
+            "base"
+        )
+    ids[: tried.start] = ids[: tried.start].flip(0)
+    again_TC = forward.hidden_states(lm, places[None], plan, input_ids=ids[None])
+    if _apart(again_TC[tried], states_TC[tried]):
+        raise InputError(
+            f"model family {_family(lm)!r} lets packed documents see each other in spite of the GEM "
+            "mask; choose another base"
+        )
+
+
+def _ids(lm: Any, n: int) -> Tensor:
+    """(n,) tokens spread over the vocabulary, no two alike."""
+    rows = lm.config.get_text_config().vocab_size
+    return torch.linspace(3, rows - 1, n, device=lm.device).long()
+
+
+def _apart(a: Tensor, b: Tensor) -> bool:
+    """Whether two computations of the same numbers differ by more than rounding."""
+    limit = ROUNDING[a.dtype]
+    a, b = a.double(), b.double()
+    return not bool((a - b).norm() <= limit * b.norm())
+
+
+def _family(lm: Any) -> str:
+    return str(lm.config.get_text_config().model_type)
+
+
+def _flat(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _flat(value)
+    elif isinstance(values, dict):
+        yield from _flat(list(values.values()))
+
+
+# A part of the model that shows all of it.
+
+
+@contextmanager
+def _shallow(lm: Any) -> Iterator[None]:
+    """Within it, a model has its first layers up to the last that is of a new kind."""
+    stacks = [
+        module
+        for module in lm.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module)
+        and all(isinstance(layer, GradientCheckpointingLayer) for layer in module)
+    ]
+    removed = []
+    for layers in stacks:
+        kinds = [_kind(layer) for layer in layers]
+        n = 1 + max(kinds.index(kind) for kind in kinds)
+        removed.append((layers, list(layers[n:])))
+        del layers[n:]
+    try:
+        yield
+    finally:
+        for layers, rest in removed:
+            layers.extend(rest)
+
+
+def _kind(layer: nn.Module) -> tuple[Any, ...]:
+    """What tells layers apart, other than weights and their place."""
+    return tuple(
+        (
+            name,
+            type(module),
+            tuple(
+                (key, value)
+                for key, value in sorted(vars(module).items())
+                if isinstance(value, bool | int | str | None) and "idx" not in key
+            ),
+            tuple(tuple(getattr(p, "ds_shape", p.shape)) for p in module.parameters(recurse=False)),
+        )
+        for name, module in layer.named_modules()
+    )
+
+
+def _whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Within it parameters that ZeRO-3 has partitioned are whole on every rank."""
+    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not partitioned:
+        return nullcontext()
+    import deepspeed  # takes seconds; a model in use needs none
+
+    return deepspeed.zero.GatheredParameters(partitioned)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _small_head(lm: Any) -> Iterator[None]:
+    """Within it, the head gives the first logits alone."""
+    head = lm.get_output_embeddings()
+    whole = dict(head.named_parameters(recurse=False))
+    with _whole(whole.values()):
+        for name, parameter in whole.items():
+            setattr(head, name, nn.Parameter(parameter.data[:VOCABULARY].clone(), False))
+    try:
+        yield
+    finally:
+        for name, parameter in whole.items():
+            setattr(head, name, parameter)
