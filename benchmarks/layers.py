@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gem_ds import fusing, layout
 from gem_ds.attention import attach, make_plan
 from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds.forward import Shaping
 from gem_ds.recompute import Recompute
 
 STEPS, WARM = 6, 2
@@ -63,7 +64,7 @@ def measure(lm: Any, backend: Any, row: int, peak: float) -> dict[str, Any]:
     else:
         attach(lm)
         arguments["position_ids"] = torch.from_numpy(layout.positions(bounds_D4)).to(device)[None]
-    next_token_loss = NextTokenLoss(lm.lm_head, None)
+    next_token_loss = NextTokenLoss(lm.lm_head, Shaping())
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-5, fused=True)
     torch.cuda.reset_peak_memory_stats()
     times = []

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_ds.activations import FLOATS_AT_ONCE, LOGITS_AT_ONCE
 from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds.forward import Shaping
 
 LARGE = (16_384, 4_096, 128_256)  # tokens, hidden size, vocabulary: Llama 3.1 8B, two rows
 SMALL = (4_096, 320, 8_256)
@@ -66,7 +67,7 @@ def plain(head: torch.nn.Linear) -> Loss:
 
 
 def ways(head: torch.nn.Linear) -> dict[str, Loss]:
-    found: dict[str, Loss] = {"blocks": NextTokenLoss(head, None), "plain": plain(head)}
+    found: dict[str, Loss] = {"blocks": NextTokenLoss(head, Shaping()), "plain": plain(head)}
     if head.weight.is_cuda and importlib.util.find_spec("liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -170,6 +171,8 @@ def _obstacle(backend: Backend, model: Any, device: torch.device, dtype: torch.d
 
 
 def _head_size(config: Any) -> int:
+    if hasattr(config, "qk_nope_head_dim"):  # DeepSeek's
+        return int(config.qk_nope_head_dim + config.qk_rope_head_dim)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(size)
 
@@ -186,8 +189,8 @@ def check_interface(model: Any) -> None:
         else "does not use Transformers' attention interface"
     )
     raise InputError(
-        f"model family {config.model_type!r} {why}, where the GEM mask cannot reach, so packed texts "
-        "would see each other; choose a base of attention layers alone (Llama, Qwen3, Gemma, …)"
+        f"model family {config.model_type!r} {why}, where the GEM mask cannot reach, so packed "
+        "texts would see each other; choose a base of attention layers alone (Llama, Qwen3, …)"
     )
 
 
@@ -226,8 +229,12 @@ def gem_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Views whose backward passes are views too; that of [0] fills a stream with zeros.
     q, k, v = (x.squeeze(0) for x in (query, key, value))
+    size = v.shape[-1]
+    if size != q.shape[-1]:  # DeepSeek's: zeros fill up what is smaller
+        largest = max(size, q.shape[-1])
+        q, k, v = (F.pad(x, (0, largest - x.shape[-1])) for x in (q, k, v))
     out_TNH = gem_plan.attend(module, q, k, v, sliding_window, scale, softcap, s_aux)
-    return out_TNH.unsqueeze(0).contiguous(), None  # some families take views of it
+    return out_TNH[..., :size].unsqueeze(0).contiguous(), None  # some families take views of it
 
 
 AttentionInterface.register(NAME, gem_attention)

@@ -26,17 +26,16 @@ UNLIMITED = 1 << 20  # tokens of the longest document, where a family states no 
 NAMED = 3  # tensors that a message names
 
 
-def read_config(name: str | Path, disable_dropout: bool = False) -> Any:
+def read_config(name: str | Path) -> Any:
     """The Transformers configuration of a folder, a config file or a hub name.
 
-    With `disable_dropout` all rates of dropout in it are 0. Raises `InputError` for what is no
+    Raises `InputError` for what is no
     configuration, or one of a model that cannot be trained from.
     """
-    adapter = _file(name, ADAPTER_CONFIG_NAME)
-    if adapter is not None:
+    if _file(name, ADAPTER_CONFIG_NAME) is not None:
         raise InputError(
-            f"{name} has an {ADAPTER_CONFIG_NAME}: it is or contains a LoRA adapter; merge that into "
-            "its base first (peft's merge_and_unload, then save_pretrained), or remove it"
+            f"{name} has an {ADAPTER_CONFIG_NAME}: it is or contains a LoRA adapter; merge that "
+            "into its base first (peft's merge_and_unload, then save_pretrained), or remove it"
         )
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -51,15 +50,11 @@ def read_config(name: str | Path, disable_dropout: bool = False) -> Any:
     for part in (config, config.get_text_config()):
         entry = getattr(part, "quantization_config", None)
         if entry:
-            method = entry.get("quant_method") if isinstance(entry, dict) else None
+            method = entry.get("quant_method") if isinstance(entry, dict) else entry
             raise InputError(
-                f"{name} is quantized ({method or 'see quantization_config in its config.json'}), and "
-                "quantized weights cannot be trained from; take the unquantized model"
+                f"{name} is quantized (quantization_config: {method or 'of no method'}), and that "
+                "cannot be trained from; take the unquantized model"
             )
-    if disable_dropout:
-        for part in {id(c): c for c in (config, config.get_text_config())}.values():
-            for key in dropout_of(part):
-                setattr(part, key, 0.0)
     return config
 
 
@@ -70,22 +65,42 @@ def dropout_of(config: Any) -> dict[str, float]:
     return {key: rate for key, rate in named.items() if isinstance(rate, float) and rate > 0}
 
 
+def disable_dropout(config: Any) -> None:
+    """Set every rate of dropout in a configuration to 0."""
+    for part in (config, config.get_text_config()):
+        for key in dropout_of(part):
+            setattr(part, key, 0.0)
+
+
 def longest_document(config: Any) -> int:
     """Tokens of the longest document that is computed alike whatever it stands beside.
 
     A model's positions, or less where LongRoPE turns positions otherwise as soon as any text of a
     batch is longer (Phi 3 and 4), or where attention is cut into chunks (Llama 4).
     """
+    return min(_limits(config).values(), default=UNLIMITED)
+
+
+def why_no_longer(config: Any) -> str:
+    """What `longest_document` of a configuration follows from."""
+    limits = _limits(config)
+    return min(limits, key=lambda why: limits[why], default="no limit")
+
+
+def _limits(config: Any) -> dict[str, int]:
+    """Tokens of a document, by what limits them."""
     text = config.get_text_config()
-    limits = [getattr(text, "max_position_embeddings", None)]
+    limits = {"max_position_embeddings": getattr(text, "max_position_embeddings", None)}
     rope = getattr(text, "rope_parameters", None) or {}
     for parameters in (rope, *rope.values()):
         if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
-            limits.append(parameters.get("original_max_position_embeddings"))
-            limits.append(getattr(text, "original_max_position_embeddings", None))
+            limits["LongRoPE: a longer text in a batch changes the positions of all"] = (
+                parameters.get("original_max_position_embeddings")
+                or getattr(text, "original_max_position_embeddings", None)
+            )
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
-        limits.append(getattr(text, "attention_chunk_size", None))
-    return min((int(limit) for limit in limits if limit), default=UNLIMITED)
+        limits["attention_chunk_size"] = getattr(text, "attention_chunk_size", None)
+    return {why: int(limit) for why, limit in limits.items() if limit}
 
 
 def check_files(name: str | Path, config: Any) -> list[str]:
@@ -103,7 +118,8 @@ def check_files(name: str | Path, config: Any) -> list[str]:
             f"{name} stores weights as {', '.join(sorted(set(quantized.values())))} "
             f"({_some(quantized)}), so it is quantized; take the unquantized model"
         )
-    if _has_own_head(name, config, files):
+    pickled = {} if files else _pickled(name)
+    if _has_own_head(config, files, pickled):
         for part in (config, config.get_text_config()):
             part.tie_word_embeddings = False
         notes.append(
@@ -217,12 +233,11 @@ def _types(files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
                     yield tensor, file.get_slice(tensor).get_dtype()
 
 
-def _has_own_head(name: str | Path, config: Any, files: Mapping[str, Path]) -> bool:
+def _has_own_head(config: Any, files: Mapping[str, Path], pickled: Mapping[str, Tensor]) -> bool:
     """Whether the files have two tensors that differ, of which the configuration makes one."""
     family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if family is None or not config.get_text_config().tie_word_embeddings:
         return False
-    pickled = {} if files else _pickled(name)
     prefix = f"{family.base_model_prefix}."
     there = {tensor.removeprefix(prefix): tensor for tensor in files or pickled}
 
@@ -266,8 +281,8 @@ def _file(name: str | Path, file: str) -> Path | None:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the model {name}: {reason(error)}") from error
+    except (OSError, ValueError):  # no folder, and no name that the hub could have
+        return None
     return None if path is None else Path(path)
 
 

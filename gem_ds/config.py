@@ -103,8 +103,8 @@ class TrainConfig:
         "whether a summary token attends earlier ones (causal) or not (the paper's)", "isolated"
     )
     disable_dropout: bool = _flag(
-        "set all dropout of the base to 0, also in what is exported; without it a base that has any "
-        "is refused",
+        "set all dropout of the base to 0, in what is exported too; a base with dropout is refused "
+        "without it",
         False,
     )
     gradient_checkpointing: bool = _flag("recompute activations in the backward pass", True)

@@ -1,4 +1,4 @@
-"""The forward pass of a Transformers causal language model in two parts: hidden states, then logits.
+"""The forward pass of a causal language model of Transformers in two parts: states, then logits.
 
 Losses use the parts, so that logits never stand for all tokens at once. `probe` compares them with
 the family's own forward.

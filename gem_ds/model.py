@@ -213,8 +213,13 @@ def add_rows(lm: Any, vocab_size: int, n_trained: int) -> None:
                 generator=torch.Generator().manual_seed(n_trained),
             )
             rows = trained.mean(0) + NOISE * trained.std(0) * noise.to(weight_VC.device)
+            if not bool(rows.isfinite().all()):
+                raise InputError(
+                    "the base's embedding or head has values that are not finite; its files are "
+                    "damaged"
+                )
             if not bool((rows.norm(dim=1) > 0).all()):
-                raise InputError("the base model's embedding rows are all zero; it is damaged")
+                raise InputError("the base's embedding rows are all zero; its files are damaged")
             weight_VC[n_trained:] = rows.to(weight_VC.dtype)
 
 

@@ -44,16 +44,19 @@ def check_objective(config: TrainConfig, manifest: Manifest) -> None:
 def model_config(config: TrainConfig, manifest: Manifest) -> Any:
     """The base's Transformers configuration, after a look at its files and at the shards."""
     base = config.model or config.config or ""
-    hf_config = base_model.read_config(base, config.disable_dropout)
+    hf_config = base_model.read_config(base)
+    if config.disable_dropout:
+        base_model.disable_dropout(hf_config)
     if config.model:
         for note in base_model.check_files(config.model, hf_config):
             if dist.rank() == 0:
                 print(f"WARNING: {note}", flush=True)
     longest = base_model.longest_document(hf_config)
     if manifest.row_length > longest:
+        why = base_model.why_no_longer(hf_config)
         raise InputError(
-            f"rows of {config.shards} have {manifest.row_length} tokens, and a document of {base} "
-            f"may have {longest}; shard with --row-length {longest} or less"
+            f"rows of {config.shards} have {manifest.row_length} tokens, and {base} takes at most "
+            f"{longest} ({why}); shard with --row-length {longest} or less"
         )
     return hf_config
 

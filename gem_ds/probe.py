@@ -1,8 +1,8 @@
 """Checks of a model on a few tokens, before it is trained or used.
 
 `check` tries on the model itself what no family's name can promise: tokens meet in attention alone,
-attention hides what the GEM rule hides and nothing else, dropout is off, packed documents do not see
-each other, and the losses use the logits of the family's own forward. It runs as many layers as
+attention hides what the GEM rule hides and nothing else, dropout is off, packed documents do not
+see each other, and the losses use the logits of the family's own forward. It runs as many layers as
 show one of each kind, and a slice of the vocabulary, so it costs little beside loading the weights.
 
 Shapes: T tokens of a stream, N heads, G key-value heads, H head size, C hidden size, V vocabulary.
@@ -27,13 +27,12 @@ NAME = "gem_probe"
 N_TOKENS = 9  # of the document that is tried
 # A document with a summary token, and the tried one behind it.
 BOUNDS: Bounds = np.array([[0, 6, 7, 12], [12, 21, 21, 21]], dtype=np.int32)
-VOCABULARY = 512  # rows of the head that are tried
+VOCABULARY = 512  # rows of the embedding and the head that are tried
 POSITIONS = 512  # at how many positions a mask is asked about, evenly up to the longest document
 # Keyword arguments of attention that it obeys, or that do not change what it computes.
 KNOWN = {"scaling", "softcap", "s_aux", "dropout", "is_causal", "position_ids", "use_cache"}
 KNOWN |= {"gem_plan", "cache_position", "output_attentions", "output_hidden_states"}
-# How far the same numbers, computed in two ways, may lie apart, relative to their norm.
-ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+ROUNDING = 1e-4  # how far two computations of the same numbers may lie apart, of their norm
 
 
 def check(lm: Any, longest: int) -> None:
@@ -46,7 +45,7 @@ def check(lm: Any, longest: int) -> None:
     attention.check_interface(lm)
     before, training = lm.config._attn_implementation, lm.training
     try:
-        with torch.no_grad(), _shallow(lm), _small_head(lm), _whole(lm.parameters()):
+        with torch.no_grad(), _shallow(lm), _small_copy(lm):
             _check_layers(lm, longest)
             _check_documents(lm, before)
     except InputError:
@@ -79,6 +78,7 @@ class _OneToken:
     def __init__(self, lm: Any) -> None:
         self.names = {module: name for name, module in lm.named_modules()}
         self.asked: list[_Asked] = []
+        self.dropout = 0.0
 
     def attend(
         self,
@@ -94,6 +94,7 @@ class _OneToken:
         rule = getattr(attention_mask, "rule", None)
         more = tuple(key for key, value in how.items() if value is not None and key not in KNOWN)
         self.asked.append(_Asked(self.names[module], rule, sliding_window, more))
+        self.dropout = max(self.dropout, how.get("dropout") or 0.0)
         out = value + key.mean(-1, keepdim=True)
         out = out.repeat_interleave(query.shape[1] // out.shape[1], 1)
         return (out + query.mean(-1, keepdim=True)).transpose(1, 2).contiguous(), None
@@ -132,6 +133,7 @@ def _check_layers(lm: Any, longest: int) -> None:
 
     def differ() -> bool:
         states_TC = _one_by_one(lm, ids, places, plan)
+        _check_finite(lm, states_TC)
         return _apart(states_TC[:N_TOKENS], states_TC[N_TOKENS:].flip(0))
 
     lm.train()
@@ -144,8 +146,10 @@ def _check_layers(lm: Any, longest: int) -> None:
         )
     for asked in plan.asked:
         _check_mask(lm, asked, longest)
-    if apart:
-        raise InputError(_mixing(lm, ids, places, plan) if differ() else _active_dropout(lm))
+    if apart and differ():
+        raise InputError(_mixing(lm, ids, places, plan))
+    if apart or plan.dropout:
+        raise InputError(_active_dropout(lm))
 
 
 def _one_by_one(lm: Any, ids_T: Tensor, places_T: Tensor, plan: _OneToken) -> Tensor:
@@ -188,18 +192,19 @@ def _mixing(lm: Any, ids: Tensor, places: Tensor, plan: _OneToken) -> str:
     parts = sorted({type(lm.get_submodule(name)).__name__ for name in smallest})
     where = f"{', '.join(parts)} in {sorted(smallest)[0]}" if parts else "outside of its layers"
     return (
-        f"model family {_family(lm)!r} mixes tokens without attention ({where}), where the GEM mask "
-        "does not reach: packed texts would see each other; choose a base of attention layers alone"
+        f"model family {_family(lm)!r} mixes tokens without attention ({where}), where the GEM "
+        "mask does not reach: packed texts would see each other; choose a base that does not"
     )
 
 
 def _active_dropout(lm: Any) -> str:
     rates = dropout_of(lm.config) or dropout_of(lm.config.get_text_config())
     named = ", ".join(f"{key} {rate:g}" for key, rate in rates.items())
+    why = named or "its configuration does not say why"
     cure = "switch that off with --disable-dropout" if named else "choose another base"
     return (
-        f"model family {_family(lm)!r} computes at random while it trains "
-        f"({named or 'its configuration does not say why'}), and training here has no dropout; {cure}"
+        f"model family {_family(lm)!r} computes at random while it trains ({why}), and training "
+        f"here has no dropout; {cure}"
     )
 
 
@@ -247,15 +252,13 @@ def _check_documents(lm: Any, stock: str) -> None:
     lm.set_attn_implementation(stock)
     expected_TV = lm(input_ids=ids[None, tried], use_cache=False).logits[0]
     attention.attach(lm)
-    plan = attention.make_plan(BOUNDS, "dense", device=lm.device)
+    on_cpu = lm.device.type == "cpu"  # elsewhere others want to be compiled
+    backend = attention.choose("auto", lm, lm.device, lm.dtype) if on_cpu else "dense"
+    plan = attention.make_plan(BOUNDS, backend, device=lm.device)
     places = torch.from_numpy(layout.positions(BOUNDS)).to(lm.device)
     states_TC = forward.hidden_states(lm, places[None], plan, input_ids=ids[None])
     found_TV = forward.logits(lm, states_TC[tried])
-    if not bool(found_TV.isfinite().all()):
-        raise InputError(
-            f"this {_family(lm)} gives logits that are not finite (NaN or infinite weights?); "
-            "check its files"
-        )
+    _check_finite(lm, found_TV)
     if _apart(found_TV, expected_TV):
         raise InputError(
             f"model family {_family(lm)!r} computes its logits otherwise than by attention layers "
@@ -266,22 +269,28 @@ def _check_documents(lm: Any, stock: str) -> None:
     again_TC = forward.hidden_states(lm, places[None], plan, input_ids=ids[None])
     if _apart(again_TC[tried], states_TC[tried]):
         raise InputError(
-            f"model family {_family(lm)!r} lets packed documents see each other in spite of the GEM "
-            "mask; choose another base"
+            f"model family {_family(lm)!r} lets packed documents see each other in spite of the "
+            "GEM mask; choose another base"
+        )
+
+
+def _check_finite(lm: Any, found: Tensor) -> None:
+    if not bool(found.isfinite().all()):
+        raise InputError(
+            f"this {_family(lm)} computes values that are not finite (weights that are NaN or "
+            "infinite?); check its files"
         )
 
 
 def _ids(lm: Any, n: int) -> Tensor:
     """(n,) tokens spread over the vocabulary, no two alike."""
-    rows = lm.config.get_text_config().vocab_size
+    rows = min(VOCABULARY, len(lm.get_input_embeddings().weight))
     return torch.linspace(3, rows - 1, n, device=lm.device).long()
 
 
 def _apart(a: Tensor, b: Tensor) -> bool:
     """Whether two computations of the same numbers differ by more than rounding."""
-    limit = ROUNDING[a.dtype]
-    a, b = a.double(), b.double()
-    return not bool((a - b).norm() <= limit * b.norm())
+    return bool((a - b).norm() > ROUNDING * b.norm())
 
 
 def _family(lm: Any) -> str:
@@ -341,6 +350,36 @@ def _kind(layer: nn.Module) -> tuple[Any, ...]:
     )
 
 
+@contextmanager
+def _small_copy(lm: Any) -> Iterator[None]:
+    """Within it, a model has copies of its weights in fp32, and a slice of its vocabulary.
+
+    Half precision would hide small leaks, and send a token to other experts than before.
+    """
+    head = lm.get_output_embeddings()
+    copies: dict[int, nn.Parameter] = {}
+    with ExitStack() as stack, _whole(lm.parameters()):
+        for module in lm.modules():
+            cut = VOCABULARY if isinstance(module, nn.Embedding) or module is head else None
+            if isinstance(module, nn.Embedding) and (module.padding_idx or 0) >= VOCABULARY:
+                stack.callback(setattr, module, "padding_idx", module.padding_idx)
+                module.padding_idx = None
+            for name, parameter in module.named_parameters(recurse=False):
+                copied = nn.Parameter(_fp32(parameter.data[:cut]), requires_grad=False)
+                setattr(module, name, copies.setdefault(id(parameter), copied))
+                stack.callback(setattr, module, name, parameter)
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, _fp32(buffer).clone())
+                stack.callback(setattr, module, name, buffer)
+        restored = stack.pop_all()
+    with restored:
+        yield
+
+
+def _fp32(x: Tensor) -> Tensor:
+    return x.float() if x.is_floating_point() else x
+
+
 def _whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
     """Within it parameters that ZeRO-3 has partitioned are whole on every rank."""
     partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
@@ -349,18 +388,3 @@ def _whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
     import deepspeed  # takes seconds; a model in use needs none
 
     return deepspeed.zero.GatheredParameters(partitioned)  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _small_head(lm: Any) -> Iterator[None]:
-    """Within it, the head gives the first logits alone."""
-    head = lm.get_output_embeddings()
-    whole = dict(head.named_parameters(recurse=False))
-    with _whole(whole.values()):
-        for name, parameter in whole.items():
-            setattr(head, name, nn.Parameter(parameter.data[:VOCABULARY].clone(), False))
-    try:
-        yield
-    finally:
-        for name, parameter in whole.items():
-            setattr(head, name, parameter)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.attention.varlen  # defines its operator
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+from gem_ds.errors import InputError
+
 _ATEN = torch.ops.aten
 # What costs most of a layer's time: linear layers and fused attention. Results are a few times as
 # large as the layer's input. (Not batched products: attention that is made of those has scores.)
@@ -39,4 +41,10 @@ class Recompute:
         how: dict[str, Any] = {"use_reentrant": False}  # ZeRO-3 fetches again in the second pass
         if self.keep_products:
             how["context_fn"] = partial(create_selective_checkpoint_contexts, PRODUCTS)
-        lm.activation_checkpointing_enable(how, every_n_layers=self.every, offload=self.offload)
+        try:
+            lm.activation_checkpointing_enable(how, every_n_layers=self.every, offload=self.offload)
+        except ValueError as error:
+            raise InputError(
+                f"model family {lm.config.model_type!r} cannot recompute its layers; give "
+                "--gradient-checkpointing false"
+            ) from error

@@ -14,7 +14,7 @@ from layouts import bounds_from, random_bounds
 from models import MIXED, hidden_states, tiny_model
 from strategies import bounds
 
-from gem_ds import kernels
+from gem_ds import kernels, masks
 from gem_ds.attention import attach, choose, gem_attention, make_plan
 from gem_ds.errors import InputError
 from gem_ds.layout import END, START, SUFFIX, SUMMARY, is_gem, plain
@@ -200,12 +200,25 @@ def test_a_gpus_backend_is_refused_for_what_its_kernel_does_not_compute():
 
 
 def test_a_model_that_cannot_be_attached_is_refused_by_name():
-    with pytest.raises(InputError, match=r"attention_dropout is 0\.1 in the llama config"):
-        attach(tiny_model(attention_dropout=0.1))
-    with pytest.raises(InputError, match="this gemma3_text attends in both directions"):
-        attach(tiny_model("gemma3_text", use_bidirectional_attention=True))
     with pytest.raises(InputError, match="'bloom' does not use"):
         attach(tiny_model("bloom", n_head=4))
+
+
+@pytest.mark.parametrize(("of_keys", "of_values"), [(12, 8), (8, 12)])
+@pytest.mark.parametrize("backend", ["dense", "sdpa"])
+def test_values_may_be_of_another_size_than_keys(backend, of_keys, of_values):
+    T = int(MIXED[-1, END])
+    generator = torch.Generator().manual_seed(0)
+    shapes = (4, of_keys), (2, of_keys), (2, of_values)
+    q, k, v = (torch.randn(1, n, T, size, generator=generator) for n, size in shapes)
+    mask = masks.dense(MIXED)
+    expected = kernels.weighted(
+        q[0], *(x[0].repeat_interleave(2, 0) for x in (k, v)), mask, 0.3, None, None
+    )
+    plan = make_plan(MIXED, backend)
+    out, _ = gem_attention(torch.nn.Module(), q, k, v, None, scaling=0.3, gem_plan=plan)
+    assert out.is_contiguous()
+    assert torch.allclose(out[0].transpose(0, 1), expected, atol=1e-6)
 
 
 def test_a_kernel_refuses_scores_it_does_not_compute():

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_ds.activations import FLOATS_AT_ONCE, LEAST, LOGITS_AT_ONCE
 from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds.forward import Shaping
 
 N, C, V = 150, 16, 331
 
@@ -20,9 +21,9 @@ def small(monkeypatch):
     monkeypatch.setitem(FLOATS_AT_ONCE, "cpu", LEAST * LEAST)
 
 
-def plain(hidden, head, targets, softcap):
+def plain(hidden, head, targets, softcap, scale=1):
     """The same from all logits at once."""
-    logits = head(hidden)
+    logits = head(hidden) * scale
     if softcap:
         logits = torch.tanh(logits / softcap) * softcap
     return F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -40,17 +41,17 @@ def losses_and_gradients(compute, head, dtype, weight=0.3):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize(("scale", "softcap"), [(1, None), (1, 5.0), (0.125, None), (3, 5.0)])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_it_is_the_plain_loss(request, bias, softcap, blocks):
+def test_it_is_the_plain_loss(request, bias, scale, softcap, blocks):
     if blocks > 1:
         request.getfixturevalue("small")
     torch.manual_seed(0)
     head = torch.nn.Linear(C, V, bias=bias)
-    fast = NextTokenLoss(head, softcap)
+    fast = NextTokenLoss(head, Shaping(scale, softcap))
     assert not list(fast.parameters()), "the head is no part of it"
     expected, theirs = losses_and_gradients(
-        lambda h, t: plain(h, head, t, softcap), head, torch.float32
+        lambda h, t: plain(h, head, t, softcap, scale), head, torch.float32
     )
     got, ours = losses_and_gradients(fast, head, torch.float32)
     assert got.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -72,7 +73,7 @@ def test_in_bf16_it_is_about_as_near_to_fp32_as_the_plain_loss(small):
 
     _, (hidden, _) = losses_and_gradients(truth, exact, torch.bfloat16)
     true = hidden.float(), exact.weight.grad
-    _, ours = losses_and_gradients(NextTokenLoss(head, None), head, torch.bfloat16)
+    _, ours = losses_and_gradients(NextTokenLoss(head, Shaping()), head, torch.bfloat16)
     ours = [x.clone() for x in ours]
     _, theirs = losses_and_gradients(lambda h, t: plain(h, head, t, None), head, torch.bfloat16)
     for one, other, x, most in zip(ours, theirs, true, (1.02, 1.3), strict=True):
@@ -85,7 +86,7 @@ def test_in_bf16_it_is_about_as_near_to_fp32_as_the_plain_loss(small):
 def test_it_is_zero_with_gradients_without_targets():
     head = torch.nn.Linear(C, V, bias=False)
     hidden = torch.randn(0, C, requires_grad=True)
-    loss = NextTokenLoss(head, None)(hidden, torch.zeros(0, dtype=torch.long))
+    loss = NextTokenLoss(head, Shaping())(hidden, torch.zeros(0, dtype=torch.long))
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(head.weight.grad, torch.zeros(V, C))
@@ -95,7 +96,7 @@ def test_it_is_zero_with_gradients_without_targets():
 def test_what_is_not_finite_stays_so():
     head = torch.nn.Linear(C, V, bias=False)
     hidden = torch.full((2, C), float("nan"), requires_grad=True)
-    loss = NextTokenLoss(head, None)(hidden, torch.zeros(2, dtype=torch.long))
+    loss = NextTokenLoss(head, Shaping())(hidden, torch.zeros(2, dtype=torch.long))
     loss.backward()
     assert loss.isnan()
     assert head.weight.grad.isnan().any()
@@ -120,7 +121,7 @@ class Largest(TorchDispatchMode):
 def test_logits_are_never_there_for_all_tokens(small):
     head = torch.nn.Linear(C, V, bias=False)
     with Largest() as ours:
-        losses_and_gradients(NextTokenLoss(head, None), head, torch.float32)
+        losses_and_gradients(NextTokenLoss(head, Shaping()), head, torch.float32)
     with Largest() as theirs:
         losses_and_gradients(lambda h, t: plain(h, head, t, None), head, torch.float32)
     assert theirs.n == N * V
@@ -130,7 +131,7 @@ def test_logits_are_never_there_for_all_tokens(small):
 def test_in_half_precision_no_block_stands_in_fp32(small):
     head = torch.nn.Linear(C, V, bias=False).bfloat16()
     with Largest(torch.float32) as wide, Largest(torch.bfloat16) as narrow:
-        losses_and_gradients(NextTokenLoss(head, 5.0), head, torch.bfloat16)
+        losses_and_gradients(NextTokenLoss(head, Shaping(softcap=5.0)), head, torch.bfloat16)
     assert narrow.n == LEAST * V
     assert wide.n == LEAST * LEAST
 
@@ -139,12 +140,12 @@ def test_without_gradients_none_are_made():
     head = torch.nn.Linear(C, V, bias=False).requires_grad_(False)
     hidden, targets = torch.randn(N, C), torch.randint(V, (N,))
     with Largest() as largest:
-        loss = NextTokenLoss(head, None)(hidden, targets)
+        loss = NextTokenLoss(head, Shaping())(hidden, targets)
     assert torch.allclose(loss, plain(hidden, head, targets, None))
     assert largest.made["mm"] + largest.made["addmm"] == 1, "the logits alone"
     hidden.requires_grad_()
     with Largest() as largest:
-        NextTokenLoss(head, None)(hidden, targets).backward()
+        NextTokenLoss(head, Shaping())(hidden, targets).backward()
     assert largest.made["mm"] == 2, "the logits, and the hidden states' gradient"
     assert largest.made["addmm"] == 0, "a frozen head's gradient"
     assert hidden.grad.abs().max() > 0

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gem_ds import flops, layout, masks, shapes
 from gem_ds.attention import attach, make_plan
 from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds.forward import Shaping
 
 
 def layouts(k):
@@ -71,7 +72,7 @@ def test_operations_are_those_that_pytorch_counts(lm):
         return lm.base_model(ids, position_ids=places, gem_plan=plan, use_cache=False)[0]
 
     def step():
-        NextTokenLoss(lm.lm_head, None)(hidden()[0, :5], ids[0, :5]).backward()
+        NextTokenLoss(lm.lm_head, Shaping())(hidden()[0, :5], ids[0, :5]).backward()
 
     counts = flops.StreamCounts(tokens=n, pairs=n * n, targets=5)
     kept = flops.of_stream(shape, counts)

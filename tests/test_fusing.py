@@ -13,7 +13,7 @@ from runs import random_base, small_llama
 from test_steps import assert_same, one_step
 from torch._dynamo.utils import counters
 
-from gem_ds import attention, fusing, layout, model
+from gem_ds import attention, forward, fusing, layout
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
 from gem_ds.recompute import Recompute
@@ -93,7 +93,7 @@ def of_a_step(lm, bounds, backend="sdpa"):
     ids = torch.randint(64, (1, n), generator=torch.Generator().manual_seed(n)).to(lm.device)
     places = torch.from_numpy(layout.positions(bounds))[None].to(lm.device)
     plan = attention.make_plan(bounds, backend, device=lm.device)
-    states = model._last_states(lm, places, plan, input_ids=ids).float()
+    states = forward.hidden_states(lm, places, plan, input_ids=ids).float()
     lm.zero_grad()
     (states * torch.linspace(-1, 1, states.shape[-1], device=lm.device)).pow(2).sum().backward()
     return {"states": states.detach(), "grad": lm.get_input_embeddings().weight.grad.float()}

@@ -5,7 +5,7 @@ import torch
 from models import FAMILIES, MIXED, hidden_states, tiny_model
 from test_prefill import adapted, batch_of, rows  # noqa: F401
 
-from gem_ds import model
+from gem_ds import forward
 from gem_ds.attention import attach, choose, make_plan
 from gem_ds.layout import positions
 
@@ -20,7 +20,7 @@ def test_a_forward_pass_asks_for_no_number(family):
     places = torch.from_numpy(positions(MIXED))[None]
     plan = make_plan(MIXED, backend)
     ways = {
-        "ours": lambda: model._last_states(lm, places, plan, input_ids=ids[None]),
+        "ours": lambda: forward.hidden_states(lm, places, plan, input_ids=ids[None]),
         "without": lambda: hidden_states(lm, ids, MIXED, backend),
     }
     found, asked = {}, {}

@@ -1,0 +1,165 @@
+"""What a model is tried for before it is trained or used, on tiny random models."""
+
+import pytest
+import torch
+from models import FAMILIES, tiny_model
+
+from gem_ds import base_model, probe
+from gem_ds.errors import InputError
+
+MIXERS = r"where the GEM mask\s+(cannot|does not) reach"
+
+
+class Shift(torch.nn.Module):
+    """Adds to each token what stands before it, as recurrent and convolution layers do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, *args, **kwargs):
+        return self.inner(x + 0.01 * x.roll(1, dims=1), *args, **kwargs)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "cohere", "granite", "deepseek_v3", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_computed_as_training_takes_it_passes_and_stays_as_it_was(family, dtype):
+    extra = {
+        "cohere": {"logit_scale": 0.25},
+        "granite": {"logits_scaling": 8.0, "embedding_multiplier": 3.0},
+        "deepseek_v3": {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "moe_intermediate_size": 16,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "num_key_value_heads": 4,
+        },
+    }
+    model = tiny_model(family, **extra.get(family, {})).to(dtype)
+    before = {name: (id(p), p.clone()) for name, p in model.named_parameters()}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    attention = model.config._attn_implementation
+    n_layers = len(model.base_model.layers)
+    probe.check(model, 128)
+    assert {name: id(p) for name, p in model.named_parameters()} == {
+        name: kept for name, (kept, _) in before.items()
+    }
+    assert all(torch.equal(p, before[name][1]) for name, p in model.named_parameters())
+    assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
+    assert not model.training
+    assert model.config._attn_implementation == attention
+    assert len(model.base_model.layers) == n_layers
+    probe.check(model.train(), 128)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("family", "extra", "message"),
+    [
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, MIXERS),
+        ("qwen3_5_text", {}, r"another kind than attention \(linear_attention\)"),
+        (
+            "minimax",
+            {"layer_types": ["full_attention", "linear_attention"], "num_local_experts": 2},
+            r"another kind than attention \(linear_attention\)",
+        ),
+        ("bloom", {"n_head": 4}, "'bloom' does not use Transformers' attention interface"),
+        ("bert", {}, "attends in both directions, as encoders do"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "attends in both directions"),
+        ("modernbert-decoder", {"pad_token_id": 0}, "logits otherwise than by attention layers"),
+        ("nemotron", {"head_dim": 8}, "does not get the keyword arguments"),
+        ("doge", {}, "makes an attention mask of its own"),
+        ("llama", {"attention_dropout": 0.1}, r"\(attention_dropout 0\.1\).*--disable-dropout"),
+        ("gpt2", {"n_embd": 32, "n_head": 4}, r"resid_pdrop 0\.1, embd_pdrop 0\.1, attn_pdrop"),
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, r"\(dropout 0\.1\)"),
+        ("mixtral", {"router_jitter_noise": 0.1}, r"\(router_jitter_noise 0\.1\)"),
+    ],
+)
+def test_what_would_be_trained_wrongly_is_refused_with_the_true_reason(family, extra, message):
+    with pytest.raises(InputError, match=message):
+        probe.check(tiny_model(family, **extra), 128)
+
+
+def test_dropout_is_switched_off_whatever_it_is_called():
+    for family, extra in [("gpt2", {"n_embd": 32, "n_head": 4}), ("mixtral", {"dropout": 0.1})]:
+        model = tiny_model(family, **extra)
+        config = model.config
+        base_model.disable_dropout(config)
+        probe.check(type(model)(config), 128)
+        assert not base_model.dropout_of(config)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("part", ["mlp", "self_attn.q_proj", "self_attn.v_proj"])
+def test_a_module_that_mixes_tokens_is_found_by_what_it_does(layer, part):
+    """In any layer, inside of attention too."""
+    model = tiny_model(num_hidden_layers=4)
+    parent = model.model.layers[layer].get_submodule(part.rpartition(".")[0])
+    name = part.rpartition(".")[2]
+    setattr(parent, name, Shift(getattr(parent, name)))
+    with pytest.raises(InputError, match=rf"\(Shift in model\.layers\.{layer}\.{part}\)"):
+        probe.check(model, 128)
+
+
+def test_a_window_that_attention_does_not_hear_of_is_found():
+    model = tiny_model("gemma3_text+window")
+    probe.check(model, 128)
+    model.model.layers[0].self_attn.sliding_window = None
+    with pytest.raises(InputError, match="hides position 0 from position 5"):
+        probe.check(model, 128)
+
+
+def test_attention_in_chunks_is_refused_for_longer_documents():
+    extra = {"intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 16}
+    model = tiny_model("llama4_text", head_dim=8, **extra)
+    assert base_model.longest_document(model.config) == 16
+    probe.check(model, 16)
+    with pytest.raises(InputError, match="hides position 0 from position 16"):
+        probe.check(model, 17)
+
+
+def test_positions_that_depend_on_the_whole_stream_are_found():
+    model = tiny_model()
+    rotary = model.model.rotary_emb
+    inner = rotary.forward
+    rotary.forward = lambda x, position_ids: inner(x, position_ids * (1 + position_ids.max() // 10))
+    with pytest.raises(InputError, match=r"computes its logits otherwise|see each other"):
+        probe.check(model, 128)
+
+
+def test_weights_that_are_not_finite_are_found():
+    model = tiny_model()
+    model.model.layers[0].mlp.up_proj.weight.data[3, 5] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        probe.check(model, 128)
+
+
+def test_any_other_exception_becomes_a_sentence():
+    model = tiny_model()
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("an odd size\nin many lines")
+
+    model.model.layers[0].mlp.forward = broken
+    with pytest.raises(InputError, match=r"does not run with the GEM attention \(an odd size\)"):
+        probe.check(model, 128)
+    del model.model.layers[0].mlp.forward
+    probe.check(model, 128)
+
+
+def test_no_more_layers_run_than_show_one_of_each_kind():
+    model = tiny_model("gemma3_text+window", num_hidden_layers=8, layer_types=None)
+    ran = set()
+    for i, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(lambda *_, i=i: ran.add(i))
+    probe.check(model, 128)
+    kinds = model.config.layer_types
+    assert len(set(kinds)) == 2
+    assert ran == set(range(1 + kinds.index("full_attention")))
