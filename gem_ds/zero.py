@@ -47,6 +47,8 @@ class Zero:
 def of_json(resolved: dict[str, Any]) -> Zero:
     """The settings of a resolved JSON. Raises `InputError` for what is not planned."""
     zero = resolved.get("zero_optimization", {})
+    if resolved.get("fp16", {}).get("enabled"):
+        raise InputError("fp16 is not planned, nor trained with; use bf16, or neither for fp32")
     bf16 = resolved.get("bf16", {})
     stage = zero.get("stage", 0)
     if stage not in (2, 3):
