@@ -127,8 +127,8 @@ def test_states_are_sixteen_bytes_a_parameter():
         ("--gpus 8 --gpu-memory 40 --zero-stage 2 --checkpoint-every 0", "--recipe lossless"),
         ("--gpus 8 --gpu-memory 30 --zero-stage 2", "--zero-stage 3"),
         (
-            "--gpus 8 --gpu-memory 20 --zero-stage 2 --offload optimizer --rows-per-micro-batch 2",
-            "--zero-stage 3 --offload all",
+            "--gpus 2 --gpu-memory 24 --zero-stage 2 --offload optimizer --row-length 1024",
+            "--zero-stage 3",
         ),
         (
             "--gpus 1 --offload none --adapter everywhere --gpu-memory 30",
@@ -384,7 +384,8 @@ def test_data_of_shards_is_taken(tmp_path, tokenizer_dir):
     job = plan_flags.job_of(args)
     assert (job.data.row_length, job.data.summary_tokens) == (64, 2)
     assert job.cluster.gpu.peak == 5e14
-    assert (job.adapter, job.lora_rank, job.views.kinds) == ("summary", 32, ("crops",))
+    assert (job.config.adapter, job.config.lora_rank) == ("summary", 32)
+    assert (job.config.shards, job.views.kinds) == (str(folder), ("crops",))
 
 
 def test_the_table_is_what_the_plan_says():
