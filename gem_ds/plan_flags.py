@@ -143,7 +143,17 @@ def fixed_of(args: argparse.Namespace) -> Fixed:
             "states in fp32; choose one of the two"
         )
     file = read_json(args.deepspeed) if args.deepspeed else None
+    for name in ("zero_optimization", "bf16", "fp16", "data_types"):
+        if not isinstance((file or {}).get(name, {}), dict):
+            raise InputError(
+                f"{args.deepspeed}: {name} is no JSON object; ds_configs/ has examples"
+            )
     rows = (file or {}).get("train_micro_batch_size_per_gpu", AUTO)
+    if rows != AUTO and not (isinstance(rows, int) and rows >= 1):
+        raise InputError(
+            f"{args.deepspeed}: train_micro_batch_size_per_gpu is {rows!r}; give a number of "
+            'rows, or "auto"'
+        )
     return Fixed(
         args.zero_stage,
         cast(Offload | None, args.offload),

@@ -376,6 +376,33 @@ def test_flags_that_contradict_are_refused(flags, message):
         _ = plan_flags.job_of(args), plan_flags.fixed_of(args)
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ({"zero_optimization": []}, "zero_optimization is no JSON object"),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "5e8"}}, "number of elements"),
+        ({"train_micro_batch_size_per_gpu": "x"}, "'x'; give a number of rows"),
+        ({"fp16": {"enabled": True}}, "fp16 is not planned"),
+    ],
+)
+def test_a_file_that_cannot_be_planned_is_refused(tmp_path, file, message):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3}, **file}))
+    with pytest.raises(InputError, match=message):
+        plan_flags.plan_of(typed("--model", "llama3.2-1b", "--deepspeed", path))
+
+
+@pytest.mark.parametrize("size", [0, -2, None, "64", True])
+def test_a_model_without_proper_sizes_is_refused(tmp_path, size):
+    names = dict.fromkeys(shapes.SIZES, 64)
+    for name in shapes.SIZES:
+        (tmp_path / "config.json").write_text(
+            json.dumps({"model_type": "llama", **names, name: size})
+        )
+        with pytest.raises(InputError, match=f"{name} = {size!r}, which is no size"):
+            shapes.load(tmp_path)
+
+
 def test_data_of_shards_is_taken(tmp_path, tokenizer_dir):
     folder = random_shards(tmp_path / "shards", tokenizer_dir, n_rows=2, row_length=64, k=2)
     args = plan_flags.parser("").parse_args(
