@@ -4,8 +4,9 @@
 
 Real steps of a small model on CPU processes. Every tensor that torch's dispatcher makes is
 followed until its storage is freed, beginning before the model is loaded. Compared with
-`gem_ds.memory` are the bytes that stay after a step, and the peaks of the forward and backward
-passes and of the optimizer's step. Exit status 1 where they differ by more than 10 %.
+`gem_ds.memory` are the bytes that stay after a step, the peaks of the forward and backward passes
+and of the optimizer's step, and what rank 0 copies to save a checkpoint. Exit status 1 where they
+differ by more than 10 %.
 """
 
 import gc
@@ -22,7 +23,7 @@ from planned import config_of, launch, parser, prepare, shape_of, start, trained
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from gem_ds import communication, dist, errors, memory, shapes
+from gem_ds import communication, dist, errors, memory, saving, shapes
 from gem_ds.engine import train_step
 from gem_ds.visits import Trace
 
@@ -47,6 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "zero2": {"file": "zero2.json", "zero": ZERO2},
     "zero2-bf16": {"file": "zero2.json", "zero": ZERO2, "bf16": True},
     "lossless": {"file": "zero3.json", "recipe": "lossless", "zero": SMALL_BUCKETS},
+    "lossless-zero2": {"file": "zero2.json", "recipe": "lossless", "zero": ZERO2},
     "kl": {"file": "zero3.json", "zero": SMALL_BUCKETS, "kl_to_base": 2.0},
 }
 SHARED = {"rows_per_step": 16, "rows_per_micro_batch": 4, "kl_to_base": 0.0, "alpha_start": 0}
@@ -114,20 +116,43 @@ def measure(folder: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
         # What a busy machine's threads hold for a moment longer is none of the step's.
         peaks = {moment: min(of[moment] for of in of_steps) for moment in peaks}
         needed = plan(run, taken.batches[0])
+        del taken
+        gc.collect()
+        storages.peak = before = storages.live
+        save(run)
+        copied = storages.peak - before
         stack.callback(gc.collect)
     states = sum(needed.states.values())
     computing = states + sum(needed.computing.values()) + max(needed.moments.values())
     # ZeRO-2 makes the accumulated gradients anew for each step.
     gone = needed.states["gradients"] if zero_of(run).stage == 2 else 0.0
     return {
-        "counted": {"stays": stays, **peaks},
+        "counted": {"stays": stays, **peaks, "saving": copied},
         "planned": {
             "stays": states - gone + standing(run),
             "computing": computing,
             "stepping": states + standing(run) + sum(needed.stepping.values()),
+            "saving": on_cpu(needed, run),
         },
         "parts": {k: v for k, v in vars(needed).items() if v},
     }
+
+
+def save(run: Any) -> None:
+    """Save a checkpoint as a run does."""
+    save_config = run.engine.module.save_config
+    saver = saving.Saver(run.engine, run.folder, save_config, saving.Retention(1), lambda _: None)
+    saver.save(run.state_at(MEASURED + REPEATED))
+    assert saver.finish()
+    saver.close()
+
+
+def on_cpu(needed: memory.Memory, run: Any) -> float:
+    """What is planned for saving, less what only a GPU's frozen weights take on their way."""
+    trace = Trace(shape_of(run), trained_of(run))
+    frozen = sum(n for n, t in zip(trace.numels, trace.trained, strict=True) if not t)
+    twice = zero_of(run).weight_bytes * frozen if needed.first_host else 0
+    return needed.host["copy of a checkpoint"] + sum(needed.first_host.values()) - twice
 
 
 def standing(run: Any) -> float:

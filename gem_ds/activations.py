@@ -43,9 +43,13 @@ def backward(shape: Shape, b: int) -> float:
 
 def kept(shape: Shape, b: int, checkpoint_every: int) -> float:
     """Bytes a token that all layers keep until the backward pass begins."""
-    every = checkpoint_every
-    again = shape.layers // every if every else 0
+    again = recomputed(shape.layers, checkpoint_every)
     return again * b * shape.hidden + (shape.layers - again) * layer(shape, b)
+
+
+def recomputed(layers: int, checkpoint_every: int) -> int:
+    """How many layers are computed again: the first of every so many, as Transformers counts."""
+    return -(-layers // checkpoint_every) if checkpoint_every else 0
 
 
 def tokens_at_once(vocabulary: int, device: str = "cuda") -> int:

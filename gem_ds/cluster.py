@@ -80,7 +80,8 @@ def run(config: PrepareConfig, plan: Plan, folder: Path, numbers: Sequence[int])
             _ray(config, share, tasks, logs)
     except ImportError as error:
         raise InputError(
-            f"--executor {config.executor} needs the extra packages of gem_ds[cluster] ({error})"
+            f"--executor {config.executor} needs packages that are not installed; pip install "
+            f"'gem_ds[cluster]' ({error})"
         ) from error
 
 

@@ -19,6 +19,7 @@ weights that are not trained. Left out are the counts and norms of a step, some 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from gem_ds import gathering
@@ -103,7 +104,7 @@ def step(
     live = found.peak
     persistent = sum(trace.numels[p] for p in kept)
     if base is not None:
-        trace_of_base = BaseTrace(base.shape, base.chunks)
+        trace_of_base = _base_trace(base.shape, base.chunks)
         of_base = gathering.micro_batch(trace_of_base, zero)
         gathered = b * sum(_padded(trace_of_base.numels[p], ranks) for p in of_base.parameters)
         if zero.hpz > 1:
@@ -125,6 +126,9 @@ def step(
         persistent,
         sum(trace.numels[p] for p in found.parameters) / sum(trace.numels),
     )
+
+
+_base_trace = lru_cache(maxsize=64)(BaseTrace)
 
 
 def _zero2(

@@ -4,7 +4,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 DEBUG = "--debug"  # a flag of every command
 REPEAT_SECONDS = 5
@@ -24,6 +25,22 @@ class StoppedError(Exception):
     def __init__(self, message: str, status: int = STOPPED) -> None:
         super().__init__(message)
         self.status = status
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Import what an extra of this package brings: an `InputError` says how to get what is missing.
+
+    `what` is what needs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("gem_ds"):
+            raise
+        raise InputError(
+            f"{what} needs {error.name}, which is not installed; pip install 'gem_ds[{name}]'"
+        ) from None
 
 
 def run(main: Callable[[], None]) -> None:

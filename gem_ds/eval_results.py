@@ -7,7 +7,6 @@ is measured is the business of `eval_mteb`, `eval_lm` and `eval_reconstruct`.
 """
 
 import hashlib
-import importlib.util
 import json
 import re
 import sys
@@ -23,7 +22,6 @@ from gem_ds.files import replacing, sha256
 from gem_ds.gem_config import GEM_CONFIG, read_gem_config
 
 Unit = TypeVar("Unit")
-EXTRA = {"mteb": "mteb", "lm_eval": "lm-eval"}  # modules, and the packages that bring them
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,6 @@ def digest(root: Path, files: Iterable[Path]) -> str:
         if path.is_file() and not any(part.startswith((".", "__")) for part in inside.parts):
             whole.update(f"{inside.as_posix()}\0{sha256(path)}\n".encode())
     return whole.hexdigest()[:20]
-
-
-def need(module: str) -> None:
-    """Raises `InputError` where a package of the extra ``eval`` is not installed."""
-    if importlib.util.find_spec(module) is None:
-        raise InputError(
-            f"this needs the package {EXTRA[module]}, which is not installed here; "
-            "pip install -c constraints.txt -e '.[eval]'"
-        )
 
 
 def share_of(units: Sequence[Unit], share: str | None) -> list[Unit]:

@@ -49,8 +49,8 @@ def _check_liger(device: torch.device) -> None:
     for module, package in (("triton", "triton"), ("liger_kernel", "liger-kernel")):
         if importlib.util.find_spec(module) is None:
             raise InputError(
-                f"--liger needs the package {package}, which is not installed: pip install "
-                f"{package}, or leave --liger out"
+                f"--liger needs {package}, which is not installed; pip install 'gem_ds[liger]', or "
+                "leave --liger out"
             )
 
 

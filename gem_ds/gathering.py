@@ -11,6 +11,7 @@ the backward pass; a model below the distance gathers each parameter once; and s
 
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from gem_ds.visits import Trace, Visit
@@ -29,6 +30,7 @@ def persistent(trace: Trace, zero: Zero) -> list[int]:
     return [p for p, numel in enumerate(trace.numels) if numel <= zero.persistence]
 
 
+@lru_cache(maxsize=1024)  # a search for a plan asks for the same again and again
 def micro_batch(trace: Trace, zero: Zero) -> Gathered:
     """What a micro-batch gathers, once the order of the modules is known."""
     return _Coordinator(trace, set(persistent(trace, zero)), zero).run()

@@ -14,7 +14,18 @@ state (4; 2 with bf16 states), of DeepSpeed 0.19:
 | the optimizer's step | 4 bytes an element of a group in fp32 runs | the same in all runs |
 
 The optimizer's rows, with ``offload_optimizer``, and the weights' partition, with
-``offload_param``, lie in the host's memory instead. Activations are those of `activations`; three
+``offload_param``, lie in the host's memory instead. Saving a checkpoint copies into the host's
+memory, whether the copy is written in the background or not, what `saving` writes of a rank:
+
+| | ZeRO-2 | ZeRO-3 |
+|---|---|---|
+| master weights and moments | 3 s P' / W | the same |
+| weights | b P, on rank 0 alone | of frozen ones b (P - P') / W |
+
+DeepSpeed moves frozen weights off a GPU itself before they are copied: all ranks then hold
+b (P - P') for a moment under ZeRO-2, and rank 0 a second copy of them; b (P - P') / W under ZeRO-3.
+
+Activations are those of `activations`; three
 moments compete, each beside what all layers keep: the head with its loss, the heaviest layer's
 backward pass, and a base or text that is computed without a graph.
 """
@@ -41,7 +52,8 @@ class Memory:
     computing: dict[str, float] = field(default_factory=dict)  # in the forward and backward passes
     moments: dict[str, float] = field(default_factory=dict)  # of which the largest counts
     stepping: dict[str, float] = field(default_factory=dict)  # while the optimizer steps
-    host: dict[str, float] = field(default_factory=dict)
+    host: dict[str, float] = field(default_factory=dict)  # in its machine's memory
+    first_host: dict[str, float] = field(default_factory=dict)  # of rank 0 beside that
 
     @property
     def peak(self) -> float:
@@ -49,9 +61,9 @@ class Memory:
         computing = sum(self.computing.values()) + max(self.moments.values(), default=0.0)
         return sum(self.states.values()) + max(computing, sum(self.stepping.values()))
 
-    @property
-    def of_host(self) -> float:
-        return sum(self.host.values())
+    def of_machine(self, ranks: int) -> float:
+        """Bytes in the memory of the machine that has rank 0, and so many ranks in all."""
+        return ranks * sum(self.host.values()) + sum(self.first_host.values())
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,8 @@ def of_rank(
         if zero.stage == 2:
             both = 0 if zero.bf16 else 4
         stepping["gradients handed to the optimizer"] = max(both * copied, 8 * largest / ranks)
-    return Memory(states, computing, moments, stepping, host)
+    saved, first_host = _saved(trace, zero, ranks)
+    return Memory(states, computing, moments, stepping, host | saved, first_host)
 
 
 def _states(
@@ -131,6 +144,26 @@ def _states(
     (host if zero.offload_param else states).update(weights)
     (host if zero.offload_optimizer else states).update(optimizer)
     return states, host
+
+
+def _saved(trace: Trace, zero: Zero, ranks: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Host memory that saving a checkpoint takes: of each rank, and of rank 0 besides."""
+    b = zero.weight_bytes
+    trained = sum(n for n, t in zip(trace.numels, trace.trained, strict=True) if t)
+    frozen = b * (sum(trace.numels) - trained)
+    optimizer = 3 * zero.state_bytes * trained / ranks
+    if zero.stage == 2:
+        first = {"weights in the copy of a checkpoint": float(b * sum(trace.numels) + frozen)}
+        kept, moved = 0.0, float(frozen)
+    else:
+        first = {}
+        kept = frozen / ranks
+        moved = 0.0 if zero.offload_param else kept
+    # What is moved is gone when the optimizer's states are copied.
+    return {
+        "copy of a checkpoint": kept + optimizer,
+        "frozen weights on their way into it": max(moved - optimizer, 0.0),
+    }, first
 
 
 def _kept(shape: Shape, b: int, work: Work) -> float:

@@ -5,13 +5,17 @@ What depends on the number of ranks or on flags is ``"auto"``, and filled when t
 """
 
 import json
-from dataclasses import asdict
+import math
+import shlex
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from gem_ds import shapes, zero
 from gem_ds.config import TrainConfig
 from gem_ds.ds_json import resolve_deepspeed
 from gem_ds.files import replacing
+from gem_ds.recipes import RECIPES
 from gem_ds.speed import Cluster
 from gem_ds.ways import Plan, Way
 
@@ -21,6 +25,8 @@ LARGE = 4096  # hidden size from which prefetching is set
 # Elements that a model of that size fetches ahead at once, and reduces at once between machines:
 # 100 and 200 MB, so that a collective's latency is small beside its time.
 AHEAD, AHEAD_OF_MACHINES = 50_000_000, 100_000_000
+UNKNOWN = ("model", "shards", "output")  # flags whose value a plan may not know
+NAMED = ("recipe", "steps", "rows_per_step", "rows_per_micro_batch")  # flags to be written always
 
 
 def deepspeed_json(way: Way, cluster: Cluster, hidden: int) -> dict[str, Any]:
@@ -28,7 +34,7 @@ def deepspeed_json(way: Way, cluster: Cluster, hidden: int) -> dict[str, Any]:
 
     Communication always goes on beside computing (``overlap_comm``).
     """
-    zero: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "stage": way.stage,
         "overlap_comm": True,
         "contiguous_gradients": True,
@@ -36,24 +42,24 @@ def deepspeed_json(way: Way, cluster: Cluster, hidden: int) -> dict[str, Any]:
     }
     if way.stage == 2:
         # Else every bucket is reduced to all ranks, which is twice the traffic.
-        zero["use_multi_rank_bucket_allreduce"] = False
+        settings["use_multi_rank_bucket_allreduce"] = False
     else:
-        zero["stage3_prefetch_bucket_size"] = "auto"
-        zero["stage3_param_persistence_threshold"] = "auto"
+        settings["stage3_prefetch_bucket_size"] = "auto"
+        settings["stage3_param_persistence_threshold"] = "auto"
         if cluster.gpu.memory < SCARCE:
-            zero["stage3_max_live_parameters"] = zero["stage3_max_reuse_distance"] = LIVE
+            settings["stage3_max_live_parameters"] = settings["stage3_max_reuse_distance"] = LIVE
         elif hidden >= LARGE and cluster.gpus > 1:
-            zero["stage3_prefetch_bucket_size"] = AHEAD
+            settings["stage3_prefetch_bucket_size"] = AHEAD
         if cluster.nodes > 1:
-            zero["zero_hpz_partition_size"] = "auto"
+            settings["zero_hpz_partition_size"] = "auto"
             if hidden >= LARGE:
                 for name in ("stage3_prefetch_bucket_size", "reduce_bucket_size"):
-                    zero[name] = AHEAD_OF_MACHINES
+                    settings[name] = AHEAD_OF_MACHINES
     to_host = {"device": "cpu", "pin_memory": True}
     if way.offload != "none":
-        zero["offload_optimizer"] = to_host
+        settings["offload_optimizer"] = to_host
     if way.offload == "all":
-        zero["offload_param"] = to_host
+        settings["offload_param"] = to_host
     bf16: dict[str, Any] = {"enabled": "auto"}
     if way.bf16_states:
         bf16 |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
@@ -64,23 +70,16 @@ def deepspeed_json(way: Way, cluster: Cluster, hidden: int) -> dict[str, Any]:
         "gradient_clipping": "auto",
         "bf16": bf16,
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": zero,
+        "zero_optimization": settings,
         "steps_per_print": 1_000_000_000,
     }
 
 
-def resolved(rows_per_step: int, cluster: Cluster, hidden: int, way: Way) -> dict[str, Any]:
-    """The JSON as a run on these GPUs would fill it."""
+def resolved(config: TrainConfig, cluster: Cluster, hidden: int, way: Way) -> dict[str, Any]:
+    """The JSON as a run with these flags, on these GPUs, would fill it."""
     raw = way.file if way.file is not None else deepspeed_json(way, cluster, hidden)
-    config = TrainConfig(
-        shards="",
-        output="",
-        deepspeed="--deepspeed",
-        rows_per_step=rows_per_step,
-        rows_per_micro_batch=way.rows_per_micro_batch,
-    )
-    here = min(cluster.gpus, cluster.per_node)
-    return resolve_deepspeed(raw, config, cluster.gpus, hidden, way.bf16, here)
+    told = replace(config, deepspeed="--deepspeed", rows_per_micro_batch=way.rows_per_micro_batch)
+    return resolve_deepspeed(raw, told, cluster.gpus, hidden, way.bf16, cluster.here)
 
 
 def write_json(plan: Plan, path: Path) -> None:
@@ -90,39 +89,80 @@ def write_json(plan: Plan, path: Path) -> None:
         temporary.write_text(json.dumps(raw, indent=2) + "\n")
 
 
-def train_flags(plan: Plan, deepspeed: str) -> list[str]:
-    """Flags of ``launch/train.py`` that the plan stands for."""
-    flags = {
-        "deepspeed": deepspeed,
-        "rows-per-step": plan.job.rows_per_step,
-        "rows-per-micro-batch": plan.way.rows_per_micro_batch,
-    }
-    if not plan.way.checkpoint_every:
-        flags["gradient-checkpointing"] = "false"
-    return [f"--{name} {value}" for name, value in flags.items()]
+def train_flags(plan: Plan, deepspeed: str) -> dict[str, str]:
+    """The flags of ``launch/train.py`` that the plan stands for, by name.
+
+    Those are all whose value is not the recipe's. Left out is what the plan does not know: the
+    output, shards that were not given, and a model of which it had the sizes alone.
+    """
+    config = replace(plan.config, deepspeed=deepspeed)
+    values = asdict(config)
+    if str(config.model).lower() in shapes.BUILT_IN or not Path(str(config.model)).is_dir():
+        values["model"] = ""
+    usual = {field.name: field.default for field in fields(TrainConfig)} | RECIPES[config.recipe]
+    usual |= dict.fromkeys(UNKNOWN, "")
+    changed = [name for name in values if name in NAMED or values[name] != usual[name]]
+    return {f"--{name.replace('_', '-')}": _typed(values[name]) for name in changed}
+
+
+def _typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def command(plan: Plan, deepspeed: str) -> str:
+    """The command that starts the run, with words in capitals for what the plan does not know."""
+    cluster, flags = plan.job.cluster, train_flags(plan, deepspeed)
+    launcher = (
+        ["--num_gpus", str(cluster.gpus)] if cluster.nodes == 1 else ["--hostfile", "HOSTFILE"]
+    )
+    unknown = {f"--{name}": name.upper() for name in UNKNOWN if f"--{name}" not in flags}
+    words = [word for pair in (flags | unknown).items() for word in pair]
+    return shlex.join(["deepspeed", *launcher, "launch/train.py", *words])
 
 
 def sbatch(plan: Plan, deepspeed: str) -> str:
     """A script that submits the run: options of sbatch, then ``launch/slurm/train.sbatch``."""
-    cluster = plan.job.cluster
-    here = min(cluster.gpus, cluster.per_node)
-    hours = max(1, min(24, round(plan.hours + 1))) if plan.job.tokens else 24
+    cluster, data, flags = plan.job.cluster, plan.job.data, train_flags(plan, deepspeed)
+    hours = max(1, min(24, math.ceil(plan.hours + 1)))
+    known = [f"{name} {shlex.quote(value)}" for name, value in flags.items()]
+    unknown = [name for name in UNKNOWN if f"--{name}" not in flags]
+    missing = [f'--{name} "${{{name.upper()}:?not set}}"' for name in unknown]
+    words = " and ".join(name.upper() for name in unknown)
     lines = [
         "#!/bin/bash",
-        f"# {plan.gib:.0f} GiB of each GPU's {cluster.gpu.memory:g}, "
-        f"{plan.tokens_per_second:,.0f} tokens a second, by launch/plan.py. From the repository's",
-        "# root, with MODEL, SHARDS and OUTPUT set:",
-        f"sbatch --nodes {cluster.nodes} --gpus-per-node {here} --ntasks-per-node {here} \\",
+        f"# By launch/plan.py, for rows of {data.row_length} tokens and {data.summary_tokens} "
+        "summary tokens:",
+        f"# {plan.gib:.0f} GiB of each GPU's {cluster.gpu.memory:g}, {plan.host_gib:.0f} GiB of a "
+        f"machine's own, {plan.tokens_per_second:,.0f} tokens a second.",
+        f"# From the repository's root, with {words} in the environment:",
+        f"sbatch --nodes {cluster.nodes} --gpus-per-node {cluster.here} "
+        f"--ntasks-per-node {cluster.here} \\",
         f"    --time {hours:02d}:00:00 launch/slurm/train.sbatch \\",
-        '    --model "$MODEL" --shards "$SHARDS" --output "$OUTPUT" \\',
-        f'    {" ".join(train_flags(plan, deepspeed))} "$@"',
+        f"    {' '.join(missing)} \\",
+        f'    {" ".join(known)} "$@"',
     ]
     return "\n".join(lines) + "\n"
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
+def write_sbatch(plan: Plan, deepspeed: str, path: Path) -> None:
+    """Write the script that submits the run."""
+    with replacing(path) as temporary:
+        temporary.write_text(sbatch(plan, deepspeed))
+
+
+def as_dict(plan: Plan, deepspeed: str) -> dict[str, Any]:
     """All figures of a plan, for ``--json``."""
     memory = {name: value for name, value in vars(plan.memory).items() if value}
+    settings = zero.of_json(plan.deepspeed)
+    offloaded = "optimizer" if settings.offload_optimizer else "none"
+    way = {
+        "stage": settings.stage,
+        "offload": "all" if settings.offload_param else offloaded,
+        "rows_per_micro_batch": plan.way.rows_per_micro_batch,
+        "checkpoint_every": plan.way.checkpoint_every,
+        "bf16_states": settings.bf16_states,
+        "bf16": settings.bf16,
+    }
     return {
         "model": plan.job.shape.name,
         "parameters": plan.job.shape.n_parameters,
@@ -131,11 +171,13 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "gib": plan.gib,
         "host_gib": plan.host_gib,
         "memory": memory,
-        "way": {name: value for name, value in asdict(plan.way).items() if name != "file"},
+        "way": way,
+        "flags": train_flags(plan, deepspeed),
         "deepspeed": plan.deepspeed,
         "traffic": asdict(plan.traffic),
         "speed": asdict(plan.speed),
         "tokens_per_second": plan.tokens_per_second,
+        "steps": plan.config.steps,
         "hours": plan.hours,
         "cost": plan.cost,
     }

@@ -1,19 +1,31 @@
 """The flags of ``launch/plan.py``, and the job and ways that they stand for."""
 
 import argparse
+import math
 from dataclasses import replace
 from typing import Any, Literal, cast
 
 from gem_ds import hardware, shapes
-from gem_ds.config import TrainConfig
+from gem_ds.config import AUTO, TrainConfig
 from gem_ds.ds_json import read_json
 from gem_ds.errors import InputError
 from gem_ds.expected import Data, Views
 from gem_ds.manifest import Manifest
-from gem_ds.plan import Fixed
+from gem_ds.plan import Fixed, best
 from gem_ds.recipes import DEFAULT, RECIPES
 from gem_ds.speed import Cluster
-from gem_ds.ways import OFFLOADS, Job, Offload
+from gem_ds.ways import OFFLOADS, Job, Offload, Plan
+
+# Least values of numeric flags, and whether a value must be above them.
+LEAST: dict[str, tuple[float, bool]] = {
+    **dict.fromkeys(("gpus", "gpus_per_node", "rows_per_step", "row_length"), (1, False)),
+    **dict.fromkeys(("rows_per_micro_batch", "steps"), (1, False)),
+    **dict.fromkeys(("summary_tokens", "checkpoint_every"), (0, False)),
+    **dict.fromkeys(("host_memory", "price_per_gpu_hour"), (0, False)),
+    **dict.fromkeys(
+        ("gpu_memory", "peak", "hbm", "inside", "outside", "host", "tokens"), (0, True)
+    ),
+}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -28,7 +40,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     machine("--gpus", type=int, default=8, metavar="N", help="in all; default 8")
     machine("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
     machine("--gpu-memory", type=float, metavar="GIB", help="of a GPU")
-    machine("--host-memory", type=float, default=0.0, metavar="GIB", help="of a machine; unlimited")
+    machine(
+        "--host-memory", type=float, default=0.0, metavar="GIB", help="of a machine; 0: no limit"
+    )
     machine("--peak", type=float, metavar="TFLOPS", help="of a GPU, dense bf16")
     machine("--hbm", type=float, metavar="GBPS", help="bandwidth of a GPU's memory")
     machine("--inside", type=float, metavar="GBPS", help="of a GPU to others of its machine")
@@ -58,20 +72,29 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     how("--bf16-states", action="store_true", help="master weights and AdamW's moments in bf16")
     run = made.add_argument_group("the whole run").add_argument
-    run("--tokens", type=float, default=0.0, metavar="N", help="of rows, such as 1e9")
+    run("--steps", type=int, metavar="N", help="default: those of launch/train.py")
+    run("--tokens", type=float, metavar="N", help="instead of steps: of rows, such as 1e9")
     run("--price-per-gpu-hour", type=float, default=0.0, metavar="P")
     out = made.add_argument_group("output").add_argument
     out("--json", action="store_true", help="all figures as JSON instead")
     out("--write", metavar="JSON", help="write the DeepSpeed file here")
-    out("--write-sbatch", metavar="FILE", help="write a script that submits the run here")
+    out(
+        "--write-sbatch",
+        metavar="FILE",
+        help="write a script that submits the run here; its DeepSpeed file is FILE.json unless "
+        "--write or --deepspeed names one",
+    )
     return made
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The best plan for parsed flags."""
+    return best(job_of(args), fixed_of(args))
 
 
 def job_of(args: argparse.Namespace) -> Job:
     """The job that parsed flags describe. Raises `InputError` for what cannot be."""
-    for name in ("gpus", "gpus_per_node", "rows_per_step", "row_length"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)} is less than 1")
+    _check(args)
     shape = shapes.load(args.model)
     data, documents = _data(args), set()
     if args.shards:
@@ -81,8 +104,8 @@ def job_of(args: argparse.Namespace) -> Job:
             f"rows of {data.row_length} tokens are longer than the {shape.positions} positions of "
             f"{args.model}; give --row-length {shape.positions} or less"
         )
-    config = _config(args)
-    config.check(args.gpus if not args.rows_per_step % args.gpus else 1)
+    config = _config(args, data)
+    config.check(1)
     views = Views(
         config.positive_kinds(documents),
         config.crop_lengths(),
@@ -97,15 +120,8 @@ def job_of(args: argparse.Namespace) -> Job:
         Cluster(_gpu(args), args.gpus, args.gpus_per_node),
         data,
         views,
-        config.adapter,
-        config.lora_rank,
-        config.alpha,
-        config.alpha_start,
-        config.kl_to_base,
-        config.negatives,
-        args.rows_per_step,
+        config,
         args.host_memory,
-        args.tokens,
         args.price_per_gpu_hour,
     )
 
@@ -117,14 +133,56 @@ def fixed_of(args: argparse.Namespace) -> Fixed:
             f"--deepspeed {args.deepspeed} settles stage, offload and states; leave out "
             "--zero-stage, --offload and --bf16-states"
         )
+    if args.offload == "all" and args.zero_stage == 2:
+        raise InputError(
+            "--offload all needs weights in parts: give --zero-stage 3, or leave it out"
+        )
+    if args.bf16_states and args.offload not in (None, "none"):
+        raise InputError(
+            f"--bf16-states with --offload {args.offload}: DeepSpeed's AdamW in the host keeps its "
+            "states in fp32; choose one of the two"
+        )
+    file = read_json(args.deepspeed) if args.deepspeed else None
+    for name in ("zero_optimization", "bf16", "fp16", "data_types"):
+        if not isinstance((file or {}).get(name, {}), dict):
+            raise InputError(
+                f"{args.deepspeed}: {name} is no JSON object; ds_configs/ has examples"
+            )
+    rows = (file or {}).get("train_micro_batch_size_per_gpu", AUTO)
+    if rows != AUTO and not (isinstance(rows, int) and rows >= 1):
+        raise InputError(
+            f"{args.deepspeed}: train_micro_batch_size_per_gpu is {rows!r}; give a number of "
+            'rows, or "auto"'
+        )
     return Fixed(
         args.zero_stage,
         cast(Offload | None, args.offload),
-        args.rows_per_micro_batch,
+        args.rows_per_micro_batch or (None if rows == AUTO else rows),
         args.checkpoint_every,
         args.bf16_states,
-        read_json(args.deepspeed) if args.deepspeed else None,
+        file,
     )
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, (least, above) in LEAST.items():
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if not least <= value < math.inf or (above and value == least):
+            raise InputError(
+                f"{flag} {value:g} is out of range; give {'more than' if above else 'at least'} "
+                f"{least:g}"
+            )
+    if args.steps and args.tokens:
+        raise InputError("--steps and --tokens both say how long the run is; give one of them")
+    per_node = args.gpus_per_node
+    if args.gpus > per_node and args.gpus % per_node:
+        less = args.gpus - args.gpus % per_node
+        raise InputError(
+            f"--gpus {args.gpus} are no whole machines of {per_node}; give --gpus {less} or "
+            f"{less + per_node}, or another --gpus-per-node"
+        )
 
 
 def _data(args: argparse.Namespace) -> Data:
@@ -136,17 +194,22 @@ def _data(args: argparse.Namespace) -> Data:
     return data
 
 
-def _config(args: argparse.Namespace) -> TrainConfig:
+def _config(args: argparse.Namespace, data: Data) -> TrainConfig:
     """The training flags: the recipe's, and what was given beside it."""
     given: dict[str, Any] = dict(RECIPES[args.recipe])
+    if args.tokens:
+        given["steps"] = math.ceil(args.tokens / (args.rows_per_step * data.row_length))
+    elif args.steps:
+        given["steps"] = args.steps
     for name in ("adapter", "lora_rank", "alpha", "kl_to_base", "positives"):
         if getattr(args, name) is not None:
             given[name] = getattr(args, name)
     return TrainConfig(
-        shards="",
+        shards=args.shards or "",
         output="",
         deepspeed="",
         model=args.model,
+        recipe=args.recipe,
         rows_per_step=args.rows_per_step,
         rows_per_micro_batch=1,
         **given,
@@ -168,7 +231,5 @@ def _gpu(args: argparse.Namespace) -> hardware.Gpu:
     for flag, (name, unit) in units.items():
         value = getattr(args, flag)
         if value is not None:
-            if value <= 0:
-                raise InputError(f"--{flag.replace('_', '-')} {value:g} is not above 0")
             gpu = replace(gpu, **{name: value * unit})
     return gpu

@@ -1,11 +1,12 @@
 """A plan told to people: as text, and as a row of the table in docs/performance.md."""
 
+import argparse
 from collections.abc import Mapping
 
-from gem_ds import hardware
 from gem_ds.memory import GIB
-from gem_ds.plan import Fixed, cures, smallest
-from gem_ds.plan_files import train_flags
+from gem_ds.plan_advice import cures, smallest
+from gem_ds.plan_files import command
+from gem_ds.plan_flags import fixed_of
 from gem_ds.ways import Plan
 
 GROUPS = {
@@ -13,13 +14,15 @@ GROUPS = {
     "computing": "in the forward and backward passes",
     "moments": "the largest of",
     "stepping": "or, while the optimizer steps",
-    "host": "in the host's memory",
+    "host": "in the host's memory, of each GPU's process",
+    "first_host": "in the host's memory, of the first process besides",
 }
 LEAST = 0.005  # GiB that are worth a line
+MOST = 1024  # GPUs
 
 
-def text(plan: Plan, fixed: Fixed) -> str:
-    """The whole report."""
+def text(plan: Plan, args: argparse.Namespace, deepspeed: str) -> str:
+    """The whole report of the plan for parsed flags; `deepspeed` is the JSON of the run."""
     job, cluster = plan.job, plan.job.cluster
     whole = f"{job.shape.name}, {job.shape.n_parameters / 1e9:.2f} B parameters, on {cluster.gpus} "
     lines = [
@@ -28,32 +31,37 @@ def text(plan: Plan, fixed: Fixed) -> str:
         "",
         "memory of a GPU, GiB",
         *_memory(plan),
-        f"  {plan.gib:8.2f}  at the worst moment, of {_room(plan):.1f} that can be filled",
+        f"  {plan.gib:8.2f}  at the worst moment, of {plan.room:.1f} that can be filled",
+        f"  {plan.host_gib:8.2f}  of a machine's own memory{_limit(plan)}",
         "",
         *_traffic(plan),
-        "",
         *_speed(plan),
         "",
     ]
-    if plan.fits:
-        lines += ["python launch/train.py needs " + " ".join(train_flags(plan, "JSON"))]
-    else:
-        lines += _does_not_fit(plan, fixed)
-    least = smallest(job, fixed)
+    lines += (
+        ["start it with", f"  {command(plan, deepspeed)}"] if plan.fits else _misfit(plan, args)
+    )
+    least = smallest(job, fixed_of(args), MOST)
     if least is None:
-        lines += ["no number of GPUs up to 1024 is enough for this way"]
+        lines += [f"no number of these GPUs up to {MOST:,} fits, with flags as they are"]
     else:
-        n = least.job.cluster.gpus
-        lines += [f"the smallest number of these GPUs that fits is {n} ({_how(least)})"]
+        n, rows = least.job.cluster.gpus, least.config.rows_per_step
+        more = f", with --rows-per-step {rows}" if rows != plan.config.rows_per_step else ""
+        lines += [f"the smallest number of these GPUs that fits is {n} ({_how(least)}{more})"]
     return "\n".join(lines)
 
 
 def _how(plan: Plan) -> str:
     way = plan.way
     if way.file is not None:
-        return "with this JSON"
+        return "this JSON"
     offload = {"none": "", "optimizer": ", optimizer in the host", "all": ", all in the host"}
     return f"ZeRO-{way.stage}{offload[way.offload]}"
+
+
+def _rows(plan: Plan) -> str:
+    n = plan.way.rows_per_micro_batch
+    return "1 row" if n == 1 else f"{n} rows"
 
 
 def _way(plan: Plan) -> str:
@@ -63,7 +71,7 @@ def _way(plan: Plan) -> str:
     )
     states = ", states in bf16" if way.bf16_states else ""
     return (
-        f"{_how(plan)}{states}; {way.rows_per_micro_batch} rows of {plan.job.data.row_length} "
+        f"{_how(plan)}{states}; {_rows(plan)} of {plan.job.data.row_length} "
         f"tokens a micro-batch ({plan.stream_tokens:,} tokens with views), {plan.micro_batches} a "
         f"step; {layers} computed again"
     )
@@ -80,8 +88,8 @@ def _memory(plan: Plan) -> list[str]:
     return lines
 
 
-def _room(plan: Plan) -> float:
-    return hardware.MEMORY * plan.job.cluster.gpu.memory
+def _limit(plan: Plan) -> str:
+    return f", of {plan.job.host_memory:g}" if plan.job.host_memory else ""
 
 
 def _traffic(plan: Plan) -> list[str]:
@@ -93,8 +101,8 @@ def _traffic(plan: Plan) -> list[str]:
         "gradients reduced to all": t.gradients.reduced,
         "contrastive": t.contrastive.gathered + t.contrastive.reduced,
     }
-    lines = ["traffic of a step, GB of whole tensors"]
-    return lines + [f"  {n / 1e9:8.2f}  {name}" for name, n in volumes.items() if n]
+    shown = [f"  {n / 1e9:8.2f}  {name}" for name, n in volumes.items() if n]
+    return ["traffic of a step, GB of whole tensors", *shown, ""] if shown else []
 
 
 def _speed(plan: Plan) -> list[str]:
@@ -106,23 +114,30 @@ def _speed(plan: Plan) -> list[str]:
         f"{plan.tokens_per_second / job.cluster.gpus:,.0f} a GPU; MFU {s.mfu:.0%} (with "
         f"recomputation {s.mfu * s.hardware_flops / s.model_flops:.0%})",
     ]
-    if job.tokens:
-        cost = f", {plan.cost:,.0f} at {job.price:g} a GPU and hour" if job.price else ""
-        steps = job.tokens / job.rows_per_step / job.data.row_length
-        lines += [f"{job.tokens:,.0f} tokens: {steps:,.0f} steps, {plan.hours:,.1f} hours{cost}"]
-    return lines
+    cost = f", {plan.cost:,.0f} at {job.price:g} a GPU and hour" if job.price else ""
+    run = f"{plan.config.steps:,} steps, {job.tokens:,} tokens: {plan.hours:,.1f} hours{cost}"
+    return [*lines, run]
 
 
-def _does_not_fit(plan: Plan, fixed: Fixed) -> list[str]:
-    lines = [f"DOES NOT FIT: {plan.gib:.1f} GiB of {_room(plan):.1f}"]
-    if plan.job.host_memory and plan.host_gib > plan.job.host_memory:
-        lines = [f"DOES NOT FIT: {plan.host_gib:.0f} GiB of the host's {plan.job.host_memory:g}"]
-    found = cures(plan.job, fixed)
-    lines += [
-        f"  {flag} fits: {cure.gib:.1f} GiB, {cure.tokens_per_second:,.0f} tokens a second"
-        for flag, cure in found.items()
+def _misfit(plan: Plan, args: argparse.Namespace) -> list[str]:
+    """What does not fit, and what would."""
+    job, lines = plan.job, []
+    who = "the GPU" if job.cluster.gpus == 1 else f"each of {job.cluster.gpus} GPUs"
+    how = f"{_how(plan)} and {_rows(plan)} a micro-batch"
+    if not plan.fits_gpu:
+        lines += [
+            f"DOES NOT FIT: with {how} {who} needs {plan.gib:.1f} GiB, and {plan.room:.1f} can be "
+            "filled"
+        ]
+    if not plan.fits_host:
+        lines += [
+            f"DOES NOT FIT: with {how} a machine needs {plan.host_gib:.1f} GiB of its own memory, "
+            f"and has {job.host_memory:g}"
+        ]
+    return lines + [
+        f"  {change} fits: {cure.gib:.1f} GiB, {cure.tokens_per_second:,.0f} tokens a second"
+        for change, cure in cures(args, plan).items()
     ]
-    return lines if found else [*lines, "  no single change of these GPUs' use does"]
 
 
 def row(name: str, plan: Plan) -> str:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from gem_ds.errors import InputError
+from gem_ds.errors import InputError, extra
 from gem_ds.serving_config import ServeConfig
 
 
@@ -16,17 +16,11 @@ def serve(config: ServeConfig) -> None:
     Raises `InputError` where the extra's libraries are missing, the address is taken, or the model
     is no export.
     """
-    try:
+    with extra("serve", "serving"):
         import uvicorn
 
         from gem_ds.server import application
         from gem_ds.serving_metrics import Metrics
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("gem_ds"):
-            raise
-        raise InputError(
-            f"serving needs {error.name}, which is not installed; pip install 'gem_ds[serve]'"
-        ) from None
     from gem_ds.inference import GemModel
     from gem_ds.serving_batches import Worker
     from gem_ds.serving_inputs import Inputs

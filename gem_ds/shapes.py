@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 from gem_ds.errors import InputError
 
 VOCABULARY_MULTIPLE = 64  # rows that `model` pads an embedding to
+SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "vocab_size"),
+)
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
@@ -183,6 +187,10 @@ def of_config(config: dict[str, Any], name: str) -> Shape:
             f"{name}: the parameters of model family {family!r} are not known here; known are "
             f"{', '.join(FAMILIES)}, and by name {', '.join(BUILT_IN)}"
         )
+    for key in SIZES:
+        size = config.get(key, 1)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"{name}: its config.json has {key} = {size!r}, which is no size")
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         shape = Shape(

@@ -42,10 +42,15 @@ class Cluster:
     def nodes(self) -> int:
         return -(-self.gpus // self.per_node)
 
+    @property
+    def here(self) -> int:
+        """GPUs of a machine that are used."""
+        return min(self.gpus, self.per_node)
+
     def seconds(self, volume: Volume) -> float:
         """Of a volume that all ranks take part in."""
-        inside = volume.wire(min(self.gpus, self.per_node)) / self.gpu.inside
-        outside = volume.wire(self.nodes) / (self.gpu.outside * min(self.gpus, self.per_node))
+        inside = volume.wire(self.here) / self.gpu.inside
+        outside = volume.wire(self.nodes) / (self.gpu.outside * self.here)
         return max(inside, outside) / hardware.NETWORK
 
 
@@ -75,7 +80,7 @@ def predict(
     checkpoint_every: int,
 ) -> Speed:
     """The speed of a step of `micro_batches` with `counts` each on every rank."""
-    again = (shape.layers // checkpoint_every) / shape.layers if checkpoint_every else 0.0
+    again = activations.recomputed(shape.layers, checkpoint_every) / shape.layers
     how = trained, lora_rank, again
     all_of_it = flops.of_stream(shape, counts, *how)
     none = replace(counts, pairs=0, first_pairs=0, reference_pairs=0)

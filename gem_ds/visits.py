@@ -61,9 +61,9 @@ class Trace:
     def __init__(
         self, shape: Shape, trained: Trained, checkpoint_every: int = 1, chunks: int = 0
     ) -> None:
-        """Of every `checkpoint_every`-th layer the forward pass is repeated in the backward pass;
-        0 repeats none. `chunks` count those that go through the head for a comparison with a base,
-        which are computed again."""
+        """Of every `checkpoint_every` layers the first repeats its forward pass in the backward
+        pass; 0 repeats none. `chunks` count those that go through the head for a comparison with a
+        base, which are computed again."""
         self.numels: list[int] = []
         self.trained: list[bool] = []
         self._about, self._every, self._chunks = trained, checkpoint_every, chunks
@@ -142,7 +142,7 @@ class Trace:
         yield from self._norm.backward()
         for i in reversed(range(len(self._layers))):
             visits = list(self._layers[i].backward())
-            if self._every and (i + 1) % self._every == 0:
+            if self._every and i % self._every == 0:
                 # The layer, its MLP and the last projection find that what they kept is gone.
                 *outer, last = visits[:3]
                 yield from [*outer, last._replace(released=False)]

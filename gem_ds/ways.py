@@ -3,11 +3,12 @@
 Computing them is the business of `plan`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from gem_ds import hardware
 from gem_ds.communication import Traffic
+from gem_ds.config import TrainConfig
 from gem_ds.expected import Data, Views
 from gem_ds.memory import GIB, Memory
 from gem_ds.shapes import Shape
@@ -25,20 +26,18 @@ class Job:
     cluster: Cluster
     data: Data = field(default_factory=Data)
     views: Views = field(default_factory=Views)
-    adapter: str = "none"
-    lora_rank: int = 0
-    alpha: float = 0.5
-    alpha_start: int = 0
-    kl_to_base: float = 0.0
-    negatives: str = "all"
-    rows_per_step: int = 32
+    config: TrainConfig = field(default_factory=lambda: TrainConfig("", "", "", model=""))
     host_memory: float = 0.0  # GiB of a machine; 0 is not limited
-    tokens: float = 0.0  # of the whole run
     price: float = 0.0  # of a GPU for an hour
 
     @property
     def frozen_text(self) -> bool:
-        return self.adapter == "summary"
+        return self.config.adapter == "summary"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of rows, of the whole run."""
+        return self.config.steps * self.config.rows_per_step * self.data.row_length
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,17 @@ class Plan:
     stream_tokens: int  # that the model computes for the rows of a micro-batch, views and all
 
     @property
+    def config(self) -> TrainConfig:
+        """The flags of the run: the job's and the way's."""
+        every = self.way.checkpoint_every
+        return replace(
+            self.job.config,
+            rows_per_micro_batch=self.way.rows_per_micro_batch,
+            gradient_checkpointing=every > 0,
+            checkpoint_every=every or 1,
+        )
+
+    @property
     def gib(self) -> float:
         """GiB of the busiest moment."""
         return self.memory.peak / GIB
@@ -75,22 +85,33 @@ class Plan:
     @property
     def host_gib(self) -> float:
         """GiB of a machine's own memory."""
-        cluster = self.job.cluster
-        return self.memory.of_host * min(cluster.gpus, cluster.per_node) / GIB
+        return self.memory.of_machine(self.job.cluster.here) / GIB
+
+    @property
+    def room(self) -> float:
+        """GiB of a GPU that can be filled."""
+        return hardware.MEMORY * self.job.cluster.gpu.memory
+
+    @property
+    def fits_gpu(self) -> bool:
+        return self.gib <= self.room
+
+    @property
+    def fits_host(self) -> bool:
+        return not self.job.host_memory or self.host_gib <= self.job.host_memory
 
     @property
     def fits(self) -> bool:
-        on_gpu = self.gib <= hardware.MEMORY * self.job.cluster.gpu.memory
-        return on_gpu and (not self.job.host_memory or self.host_gib <= self.job.host_memory)
+        return self.fits_gpu and self.fits_host
 
     @property
     def tokens_per_second(self) -> float:
         """Tokens of rows, of all GPUs."""
-        return self.job.rows_per_step * self.job.data.row_length / self.speed.seconds
+        return self.job.config.rows_per_step * self.job.data.row_length / self.speed.seconds
 
     @property
     def hours(self) -> float:
-        return self.job.tokens / self.tokens_per_second / 3600
+        return self.job.config.steps * self.speed.seconds / 3600
 
     @property
     def cost(self) -> float:

@@ -47,29 +47,38 @@ class Zero:
 def of_json(resolved: dict[str, Any]) -> Zero:
     """The settings of a resolved JSON. Raises `InputError` for what is not planned."""
     zero = resolved.get("zero_optimization", {})
+    if resolved.get("fp16", {}).get("enabled"):
+        raise InputError("fp16 is not planned, nor trained with; use bf16, or neither for fp32")
     bf16 = resolved.get("bf16", {})
     stage = zero.get("stage", 0)
     if stage not in (2, 3):
         raise InputError(f"ZeRO stage {stage} is not planned; give 2 or 3")
     devices = {
-        name: zero.get(name, {}).get("device", "none")
+        name: (zero.get(name) or {}).get("device", "none")
         for name in ("offload_optimizer", "offload_param")
     }
     if "nvme" in devices.values():
         raise InputError("offload to NVMe is not planned; give the device cpu")
     defaults = Zero()
+
+    def size(name: str, default: int) -> int:
+        value = zero.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise InputError(f"zero_optimization.{name} is {value!r}; give a number of elements")
+        return int(value)
+
     return Zero(
         stage=stage,
         offload_optimizer=devices["offload_optimizer"] == "cpu",
         offload_param=devices["offload_param"] == "cpu",
         hpz=zero.get("zero_hpz_partition_size", 1),
         overlap=zero.get("overlap_comm", stage == 3),
-        reduce_bucket=int(zero.get("reduce_bucket_size", defaults.reduce_bucket)),
-        prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", defaults.prefetch_bucket)),
-        persistence=int(zero.get("stage3_param_persistence_threshold", defaults.persistence)),
-        max_live=int(zero.get("stage3_max_live_parameters", defaults.max_live)),
-        max_reuse=int(zero.get("stage3_max_reuse_distance", defaults.max_reuse)),
-        sub_group=int(zero.get("sub_group_size", defaults.sub_group)),
+        reduce_bucket=size("reduce_bucket_size", defaults.reduce_bucket),
+        prefetch_bucket=size("stage3_prefetch_bucket_size", defaults.prefetch_bucket),
+        persistence=size("stage3_param_persistence_threshold", defaults.persistence),
+        max_live=size("stage3_max_live_parameters", defaults.max_live),
+        max_reuse=size("stage3_max_reuse_distance", defaults.max_reuse),
+        sub_group=size("sub_group_size", defaults.sub_group),
         multi_rank_allreduce=zero.get("use_multi_rank_bucket_allreduce", True),
         bf16=bf16.get("enabled", False),
         bf16_states=bf16.get("bf16_optimizer_states", False),

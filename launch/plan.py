@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from gem_ds.errors import run
-from gem_ds.plan_flags import fixed_of, job_of, parser
+from gem_ds.plan_flags import parser, plan_of
 
 
 def main() -> None:
@@ -21,19 +21,23 @@ def main() -> None:
         sys.exit(2)
     args = flags.parse_args()
     from gem_ds import plan_files, plan_report
-    from gem_ds.plan import best
 
-    job, fixed = job_of(args), fixed_of(args)
-    plan = best(job, fixed)
+    plan, write = plan_of(args), args.write
+    if args.write_sbatch and not args.deepspeed:  # its run needs one
+        write = write or f"{args.write_sbatch}.json"
+    deepspeed = write or args.deepspeed or "JSON"
     if args.json:
-        print(json.dumps(plan_files.as_dict(plan), indent=1))
+        print(json.dumps(plan_files.as_dict(plan, deepspeed), indent=1))
     else:
-        print(plan_report.text(plan, fixed))
-    if plan.fits and args.write:
-        plan_files.write_json(plan, Path(args.write))
+        print(plan_report.text(plan, args, deepspeed))
+    if plan.fits and write:
+        plan_files.write_json(plan, Path(write))
     if plan.fits and args.write_sbatch:
-        deepspeed = args.write or args.deepspeed or f"ds_configs/zero{plan.way.stage}.json"
-        Path(args.write_sbatch).write_text(plan_files.sbatch(plan, deepspeed))
+        plan_files.write_sbatch(plan, deepspeed, Path(args.write_sbatch))
+    written = [name for name in (write, args.write_sbatch) if name]
+    if written:
+        done = "wrote" if plan.fits else "does not fit, so not written:"
+        print(done, " and ".join(written), file=sys.stderr)
     sys.exit(0 if plan.fits else 1)
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gem_ds.errors import InputError, run
+from gem_ds.errors import InputError, extra, run
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -116,8 +116,8 @@ def main() -> None:
 def embed(args: Any) -> None:
     from gem_ds import eval_results  # after the arguments, so that help comes at once
 
-    eval_results.need("mteb")
-    from gem_ds import eval_mteb, eval_tasks
+    with extra("eval", "scoring by mteb"):
+        from gem_ds import eval_mteb, eval_tasks
 
     model = eval_results.candidate(args.model)
     tasks = eval_results.share_of(eval_tasks.select(args.tasks, args.data), args.share)
@@ -130,8 +130,8 @@ def embed(args: Any) -> None:
 def generate(args: Any) -> None:
     from gem_ds import eval_results
 
-    eval_results.need("lm_eval")
-    from gem_ds import eval_lm
+    with extra("eval", "scoring by lm-eval"):
+        from gem_ds import eval_lm
 
     is_mmlu = args.command == "mmlu"
     model = eval_results.candidate(args.model)

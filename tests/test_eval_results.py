@@ -6,9 +6,8 @@ import shutil
 import pytest
 from encode_evaluate_data import tiny_export
 
-from gem_ds import eval_results
 from gem_ds.errors import InputError
-from gem_ds.eval_results import candidate, need, run_each, share_of, write_json
+from gem_ds.eval_results import candidate, run_each, share_of, write_json
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +73,6 @@ def test_failures_are_named_at_the_end(capsys):
     out, err = capsys.readouterr()
     assert out == "a: aa\nc: cc\ne: ee\n"
     assert "Traceback" in err, "of what is no mistake of the user's"
-
-
-def test_a_missing_extra_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(eval_results.EXTRA, "no_such_module", "no-such-package")
-    need("json")
-    with pytest.raises(InputError, match=r"needs the package no-such-package.*\.\[eval\]"):
-        need("no_such_module")
 
 
 def test_json_appears_whole(tmp_path):

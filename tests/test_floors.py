@@ -14,12 +14,14 @@ FLOORS = {
           local finish prepare_config cluster prepare verification inspection segments positives
           recipes config ds_json corpus bpe lock ranks stopping watchdog shapes flops expected
           zero visits gathering communication activations memory hardware speed ways plan_files
-          plan plan_flags plan_report long_texts quantization text_files vector_files written
-          embed_flags serving_config""",
-    1: """forward dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
+          plan plan_flags plan_advice plan_report long_texts quantization text_files vector_files
+          written embed_flags serving_config""",
+    1: """forward dist metrics masks picture kernels pieces sdpa flex attention objectives
+          contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
           checkpoint saving elastic health record run_folder ds_keys bulk""",
-    2: """base_model probe adapter_files adapters fusing model frozen merge gem_config gem_embedding export_weights
+    2: """base_model probe adapter_files adapters fusing model frozen merge gem_config
+          gem_embedding export_weights
           export_embed model_card export encode memories memory_files decoding
           inference embed_files decoding_batch""",
     3: """assemble preflight build rehearsal engine evaluate serving_schemas serving_metrics

@@ -83,7 +83,7 @@ def test_what_liger_needs_is_named():
     with pytest.raises(InputError, match="run on a GPU, not on the cpu; leave it out"):
         fusing.check(False, True, torch.device("cpu"))
     if importlib.util.find_spec("liger_kernel") is None:
-        with pytest.raises(InputError, match="not installed: pip install"):
+        with pytest.raises(InputError, match=r"not installed; pip install 'gem_ds\[liger\]'"):
             fusing.check(False, True, torch.device("cuda"))
 
 

@@ -56,7 +56,7 @@ def test_what_is_not_kept_is_gathered_for_every_use(every):
     trace = Trace(SHAPE, Trained(), every)
     times = Counter(gathering.micro_batch(trace, HASTY).parameters)
     for i, layer in enumerate(trace._layers):
-        again = bool(every) and (i + 1) % every == 0
+        again = bool(every) and i % every == 0
         visits = Counter(p for v in layer.forward() for p in v.parameters)
         # The last projection is kept from its backward pass' beginning through the recomputation.
         last = layer.children[-1].children[-1].parameters[0]

@@ -31,12 +31,12 @@ def counted(tmp_path_factory):
     """One launch of two CPU ranks."""
     folder = tmp_path_factory.mktemp("memory")
     prepare(folder)
-    names = ("zero3", "zero2", "lossless")
+    names = ("zero3", "zero2", "lossless", "lossless-zero2")
     asked = {name: {**benchmark.SHARED, **benchmark.SETTINGS[name]} for name in names}
     return benchmark.launch("memory_plan.py", folder, asked, 2)
 
 
-@pytest.mark.parametrize("name", ["zero3", "zero2", "lossless"])
+@pytest.mark.parametrize("name", ["zero3", "zero2", "lossless", "lossless-zero2"])
 def test_the_plan_is_what_a_rank_holds(counted, name):
     found = counted[name]
     for moment, n in found["counted"].items():

@@ -7,6 +7,7 @@ import pytest
 from runs import ROOT
 
 from gem_ds import hardware, plan, shapes
+from gem_ds.config import TrainConfig
 from gem_ds.expected import Data
 from gem_ds.speed import Cluster
 from gem_ds.ways import Job, Way
@@ -24,7 +25,8 @@ PUBLISHED = {
 
 
 def job(model="llama3.1-8b", cluster=H100S, **changed):
-    about = {"data": ROW, "alpha": 0.0, "rows_per_step": 16, **changed}
+    config = TrainConfig("", "", "", model=model, alpha=0.0, alpha_start=0, rows_per_step=16)
+    about = {"data": ROW, "config": config, **changed}
     return Job(shapes.BUILT_IN[model], cluster, **about)
 
 
