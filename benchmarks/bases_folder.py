@@ -129,9 +129,14 @@ def rope(case: Case, config: Any, base: Base) -> None:
         },
     }
     kept = {key: given[key] for key in ("rope_theta", "partial_rotary_factor") if key in given}
-    config.rope_parameters = {**kept, "rope_type": case.rope, **about[case.rope]}
-    if case.rope == "longrope" or hasattr(config, "original_max_position_embeddings"):
-        config.original_max_position_embeddings = ORIGINAL
+    told = _json(config) | {"rope_parameters": {**kept, "rope_type": case.rope, **about[case.rope]}}
+    told["original_max_position_embeddings"] = ORIGINAL
+    try:
+        type(config).from_dict(told)
+    except Exception:  # a family that knows no such rope
+        return
+    config.rope_parameters = told["rope_parameters"]
+    config.original_max_position_embeddings = ORIGINAL
     if case.rope in ("dynamic", "longrope"):
         base.blame(case.rope, "rope")
 
@@ -163,15 +168,28 @@ def _judge_family(case: Case, lm: Any, base: Base) -> None:
         base.blame("family", *known)
     if not _head_is_linear(lm):
         base.blame("head", "logit", "head", *known)
-    inside = [(n, m) for n, m in lm.base_model.named_modules() if ".layers." in f".{n}."]
-    odd = any(
-        p.ndim > 1 and (not isinstance(m, nn.Linear) or "experts" in n)
-        for n, m in lm.base_model.named_modules()
-        if not isinstance(m, nn.Embedding)
-        for p in m.parameters(recurse=False)
-    )
-    if case.recipe == "lossless" and (odd or not inside):
+    if case.recipe == "lossless" and not _takes_adapters(lm):
         base.blame("adapter")
+
+
+@torch.no_grad()
+def _takes_adapters(lm: Any) -> bool:
+    """Whether all matrices of the layers are linear and see the stream of tokens as it is."""
+    shapes = []
+    for name, module in lm.base_model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if p.ndim > 1]
+        if own and not isinstance(module, nn.Embedding):
+            if not isinstance(module, nn.Linear) or "experts" in name:
+                return False
+            module.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape[:-1]))
+    ids = torch.arange(3, 30)[None]
+    try:
+        lm(input_ids=ids, use_cache=False)
+    except Exception:
+        return False
+    for module in lm.modules():
+        module._forward_pre_hooks.clear()
+    return all(shape == ids.shape for shape in shapes)
 
 
 @torch.no_grad()
@@ -294,7 +312,7 @@ def drops(config: Any) -> bool:
 
 
 def _adapter(case: Case, fault: str, tensors: Any, told: Any, base: Base, rng: Any) -> None:
-    names = [n for n in tensors if n.endswith(("q_proj.weight", "c_attn.weight", "o_proj.weight"))]
+    names = [n for n in tensors if n.endswith(("q_proj.weight", "o_proj.weight", "dense.weight"))]
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -396,10 +414,13 @@ _FAULTS: dict[str, Callable[..., None]] = {
 
 
 def _cast(case: Case, tensors: dict[str, Tensor], told: dict[str, Any], rng: random.Random) -> None:
+    mixed = dict.fromkeys(tensors, case.dtype)
+    if case.dtype == "mixed":
+        of_shape = {t.shape: rng.choice(list(DTYPES)) for t in tensors.values()}
+        mixed = {name: of_shape[tensor.shape] for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
-            dtype = rng.choice(list(DTYPES)) if case.dtype == "mixed" else case.dtype
-            tensors[name] = tensor.to(DTYPES[dtype])
+            tensors[name] = tensor.to(DTYPES[mixed[name]])
     told.pop("torch_dtype", None)
     told["dtype"] = case.said_dtype or (case.dtype if case.dtype in DTYPES else "bfloat16")
 
@@ -422,7 +443,9 @@ def _save(case: Case, tensors: dict[str, Tensor], folder: Path, base: Base) -> N
     names = sorted(tensors)
     n = 3 if "sharded" in case.layout else 1
     parts = [names[i::n] for i in range(n)]
-    files = [f"{stem}-{i + 1:05d}-of-{n:05d}{suffix}" for i in range(n)] if n > 1 else [stem + suffix]
+    files = (
+        [f"{stem}-{i + 1:05d}-of-{n:05d}{suffix}" for i in range(n)] if n > 1 else [stem + suffix]
+    )
     for file, part in zip(files, parts, strict=True):
         shard = {name: tensors[name].clone().contiguous() for name in part}
         if suffix == ".bin":

@@ -42,7 +42,9 @@ def shards_of(work: Path, k: int, mixed: bool) -> Path:
 
 def prepare_work(work: Path) -> None:
     """The tokenizer, rows for each k and corpus, and DeepSpeed's files of all cases."""
-    bpe.save(bpe.train([*TEXTS, bpe.__doc__ or "", sharding.__doc__ or ""] * 4, N_TOKENS), work / "tok")
+    bpe.save(
+        bpe.train([*TEXTS, bpe.__doc__ or "", sharding.__doc__ or ""] * 4, N_TOKENS), work / "tok"
+    )
     (work / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
     for k in (1, 8):
         for mixed in (True, False):
@@ -129,7 +131,7 @@ def _outcome(case: Case, base: bases_folder.Base, work: Path, folder: Path) -> t
 
 
 def _script(name: str, flags: dict[str, Any], log: Path) -> tuple[int, str]:
-    """Run a script of the project in a process forked from this one; its status and what it said."""
+    """Run a script of the project in a forked process; its status and what it said."""
     said = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
     sys.stdout.flush()
     sys.stderr.flush()

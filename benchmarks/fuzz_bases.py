@@ -119,7 +119,9 @@ def main() -> None:
             line += f"  -> {result['why']}" if result["why"] else ""
             print(f"{line}  [{result['seconds']:.1f} s]", flush=True)
             kind = "exact" if case.exact else "other"
-            verdicts[f"{result['verdict']:8} {kind} families, {len(case.faults)} faults put in"] += 1
+            verdicts[
+                f"{result['verdict']:8} {kind} families, {len(case.faults)} faults put in"
+            ] += 1
             faults += [number] if result["verdict"] == "FAULT" else []
     print()
     for name, n in sorted(verdicts.items()):
