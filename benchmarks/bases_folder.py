@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from bases_cases import ENCODERS, GENERATION, N_TOKENS, Case
 from safetensors.torch import save_file
-from tiny_families import tiny_config, tiny_model
+from tiny_families import randomize, tiny_config, tiny_model
 from torch import Tensor, nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -142,17 +142,10 @@ def rope(case: Case, config: Any, base: Base) -> None:
 
 
 def _model(config: Any, ties: bool | None) -> Any:
-    """A random model whose biases and norms are random too: defaults would hide an exchange."""
     if ties is not None:
         config.tie_word_embeddings = not ties
     lm = tiny_model(config)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, tensor in lm.state_dict().items():
-            if not tensor.is_floating_point() or name in lm.all_tied_weights_keys:
-                continue
-            spread = 0.15 if tensor.ndim > 1 else 0.1
-            tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=spread)
+    randomize(lm)
     return lm
 
 
