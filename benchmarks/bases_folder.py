@@ -128,7 +128,8 @@ def rope(case: Case, config: Any, base: Base) -> None:
             "original_max_position_embeddings": ORIGINAL,
         },
     }
-    kept = {key: given[key] for key in ("rope_theta", "partial_rotary_factor") if key in given}
+    of_kind = ("type", "factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate")
+    kept = {key: value for key, value in given.items() if key not in of_kind}
     told = _json(config) | {"rope_parameters": {**kept, "rope_type": case.rope, **about[case.rope]}}
     told["original_max_position_embeddings"] = ORIGINAL
     try:
