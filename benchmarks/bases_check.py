@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bases_cases import N_TOKENS, Case
-from bases_folder import Base
+from bases_causes import Base
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 

@@ -18,6 +18,7 @@ from typing import Any
 import bases_check
 import bases_folder
 from bases_cases import N_TOKENS, Case
+from bases_causes import Base
 from bases_check import Fault
 from processes import free_port
 from transformers.utils import logging
@@ -98,7 +99,7 @@ def try_case(case: Case, work: Path, folder: Path) -> dict[str, Any]:
     return {"verdict": verdict, "why": why, "causes": causes, "seconds": seconds}
 
 
-def _outcome(case: Case, base: bases_folder.Base, work: Path, folder: Path) -> tuple[str, str]:
+def _outcome(case: Case, base: Base, work: Path, folder: Path) -> tuple[str, str]:
     shards = shards_of(work, case.k, case.mixed)
     run, export = folder / "run", folder / "export"
     flags = {

@@ -5,8 +5,8 @@ import bases_folder
 import bases_run
 import pytest
 from bases_cases import EVERY, EXACT, Case, draw
+from bases_causes import Base
 from bases_check import Fault
-from bases_folder import Base
 from fuzz_bases import fuzz
 
 FROZEN = Case("llama", k=8, layout="sharded", dtype="float16")
