@@ -38,7 +38,8 @@ RECIPES = ["lossless", "lossless", "keep", "paper"]
 TIES = ["as the family"] * 4 + ["own head", "equal head", "no head"]
 DTYPES = ["float32", "bfloat16", "float16", "mixed"]
 LAYOUTS = ["one file", "one file", "sharded", "bin", "sharded bin"]
-ROPES = ["as the family"] * 3 + ["linear", "dynamic", "yarn", "llama3", "longrope"]
+# "longrope" was stretched from positions for less than a row, "longer rope" from those for a row.
+ROPES = ["as the family"] * 3 + ["linear", "dynamic", "yarn", "llama3", "longrope", "longer rope"]
 GENERATION = {
     "none": None,
     "sampling unasked": {"temperature": 0.6, "top_p": 0.9, "do_sample": False},

@@ -93,35 +93,37 @@ def rope(case: Case, config: Any, base: Base) -> None:
         return
     head = getattr(config, "qk_rope_head_dim", None) or getattr(config, "head_dim", None)
     head = head or config.hidden_size // config.num_attention_heads
+    original = ROW_LENGTH if case.rope == "longer rope" else ORIGINAL
+    kind = "longrope" if case.rope == "longer rope" else case.rope
     half = int(head * given.get("partial_rotary_factor", 1.0)) // 2
     about: dict[str, dict[str, Any]] = {
         "linear": {"factor": 4.0},
-        "dynamic": {"factor": 4.0, "original_max_position_embeddings": ORIGINAL},
-        "yarn": {"factor": 8.0, "original_max_position_embeddings": ORIGINAL},
+        "dynamic": {"factor": 4.0, "original_max_position_embeddings": original},
+        "yarn": {"factor": 8.0, "original_max_position_embeddings": original},
         "llama3": {
             "factor": 8.0,
-            "original_max_position_embeddings": ORIGINAL,
+            "original_max_position_embeddings": original,
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
         },
         "longrope": {
             "short_factor": [1.0] * half,
             "long_factor": [1.0 + 2 * i for i in range(half)],
-            "original_max_position_embeddings": ORIGINAL,
+            "original_max_position_embeddings": original,
         },
     }
     of_kind = ("type", "factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate")
     kept = {key: value for key, value in given.items() if key not in of_kind}
-    told = _json(config) | {"rope_parameters": {**kept, "rope_type": case.rope, **about[case.rope]}}
-    told["original_max_position_embeddings"] = ORIGINAL
+    told = _json(config) | {"rope_parameters": {**kept, "rope_type": kind, **about[kind]}}
+    told["original_max_position_embeddings"] = original
     try:
         type(config).from_dict(told)
     except Exception:  # a family that knows no such rope
         return
     config.rope_parameters = told["rope_parameters"]
-    config.original_max_position_embeddings = ORIGINAL
+    config.original_max_position_embeddings = original
     if case.rope in ("dynamic", "longrope"):
-        base.blame(case.rope, "rope")
+        base.blame(case.rope, "rope", "a document of")
 
 
 def _model(config: Any, ties: bool | None) -> Any:
