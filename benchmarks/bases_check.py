@@ -16,7 +16,7 @@ from bases_causes import Base
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from gem_ds import attention, checkpoint, layout, model, reference
+from gem_ds import attention, checkpoint, forward, layout, model, reference
 from gem_ds.inference import GemModel
 from gem_ds.shards import Shards
 
@@ -155,7 +155,7 @@ def _own_logits(lm: Any, text: list[int]) -> Tensor:
     bounds_D4 = np.array([layout.plain(0, len(text))], dtype=np.int32)
     ids_T = np.array(text, dtype=np.int32)
     plain = reference.make_reference(ids_T, bounds_D4, "dense", capacity=len(text))
-    return model.logits(lm, model.hidden_states(lm, plain)[: len(text)])
+    return forward.logits(lm, model.hidden_states(lm, plain)[: len(text)])
 
 
 @torch.no_grad()

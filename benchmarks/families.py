@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from gem_ds import attention, layout, model
+from gem_ds import attention, forward, layout, model
 from gem_ds.errors import InputError
 from gem_ds.layout import END, START
 from gem_ds.reference import Reference
@@ -64,7 +64,7 @@ def own_logits(lm: Any, ids: Tensor) -> Tensor:
         index=torch.arange(len(ids)),
         n_chunks=1,
     )
-    return model.logits(lm, model.hidden_states(lm, stream))
+    return forward.logits(lm, model.hidden_states(lm, stream))
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from gem_ds import layout
+from gem_ds import layout, probe
 from gem_ds.errors import InputError
 from gem_ds.flex import LEAST, Flex
+from gem_ds.hf_config import longest_document
 from gem_ds.kernels import Dense, Kernel, Varlen
 from gem_ds.layout import END, START, Bounds
 from gem_ds.sdpa import Sdpa
@@ -32,8 +33,6 @@ _KERNELS: dict[Backend, type[Kernel]] = {
     "varlen": Varlen,
     "flex": Flex,
 }
-# As Transformers names them; masks of chunks are the GEM mask's in documents of one chunk.
-LAYER_TYPES = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 _PREFERRED: dict[str, tuple[Backend, ...]] = {
     "cuda": ("varlen", "flex", "dense"),
     "cpu": ("sdpa", "dense"),
@@ -177,30 +176,20 @@ def _head_size(config: Any) -> int:
     return int(size)
 
 
-def check_interface(model: Any) -> None:
-    """Raise `InputError` for a Transformers model with layers that the GEM mask cannot reach."""
-    config = model.config.get_text_config()
-    others = {str(kind) for kind in getattr(config, "layer_types", None) or ()} - LAYER_TYPES
-    if not others and getattr(model, "_supports_attention_backend", False):
-        return
-    why = (
-        f"has layers of another kind than attention ({', '.join(sorted(others))})"
-        if others
-        else "does not use Transformers' attention interface"
-    )
-    raise InputError(
-        f"model family {config.model_type!r} {why}, where the GEM mask cannot reach, so packed "
-        "texts would see each other; choose a base of attention layers alone (Llama, Qwen3, …)"
-    )
-
-
 def attach(model: Any) -> None:
     """Make a Transformers model use this attention. Its forward then needs ``gem_plan``.
 
-    Raises `InputError` for a model whose attention the interface does not reach. What else a model
-    needs to be computed rightly, `probe` tries.
+    What has it already stays as it is; another model is tried on a few tokens first (`probe`).
+    Raises `InputError` for one that would be computed wrongly, with the reason. Attach before
+    adapters are put on.
     """
-    check_interface(model)
+    if model.config._attn_implementation == NAME:
+        return
+    # Elsewhere than on a CPU the fast backends want to be compiled, or half precision.
+    on_cpu = model.device.type == "cpu"
+    backend = choose("auto", model, model.device, torch.float32) if on_cpu else "dense"
+    plan = make_plan(probe.BOUNDS, backend, device=model.device)
+    probe.check(model, longest_document(model.config), NAME, plan)
     model.set_attn_implementation(NAME)
 
 

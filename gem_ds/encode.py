@@ -24,7 +24,6 @@ from gem_ds import (
     base_model,
     forward,
     layout,
-    probe,
     quantization,
     tokenization,
 )
@@ -32,6 +31,7 @@ from gem_ds.attention import Backend, Choice
 from gem_ds.contrastive import Aggregation, aggregate
 from gem_ds.errors import InputError
 from gem_ds.gem_config import GemConfig, find_export, read_gem_config
+from gem_ds.hf_config import longest_document
 from gem_ds.layout import Bounds
 from gem_ds.long_texts import LongTexts, Read, head, read
 from gem_ds.quantization import Precision
@@ -90,15 +90,14 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
-    lm = base_model.load(folder, dtype or "auto").to(device).eval()
-    probe.check(lm, base_model.longest_document(lm.config))
-    return lm
+    return base_model.load(folder, dtype or "auto").to(device).eval()
 
 
 def put_on_adapter(model: Any, folder: Path) -> None:
-    """Put the adapter beside ``model/`` on that model (`adapters.put_on`)."""
+    """Put the adapter beside ``model/`` on that model (`adapters.put_on`), attention attached."""
     from gem_ds import adapters  # peft takes seconds to import
 
+    attention.attach(model)
     adapters.put_on(model, folder.parent / adapter_files.FOLDER)
 
 
@@ -171,7 +170,7 @@ class Encoder:
     def max_tokens(self) -> int:
         """Tokens that a text may have, beside the bos token and the summary tokens."""
         around = len(head(self.vocab)) + len(self.summary_tokens)
-        return base_model.longest_document(self.backbone.config) - around
+        return longest_document(self.backbone.config) - around
 
     def at_once(self, batch_tokens: int) -> int:
         """How many of so many tokens are best read as one stream."""
@@ -229,7 +228,7 @@ class Encoder:
     def _read(
         self, texts: Sequence[str], max_length: int | None, prompt: str, long_texts: LongTexts
     ) -> Read:
-        limit = base_model.longest_document(self.backbone.config)
+        limit = longest_document(self.backbone.config)
         least = len(head(self.vocab)) + len(self.summary_tokens) + 1
         if max_length is not None and not least <= max_length <= limit:
             raise InputError(

@@ -43,6 +43,12 @@ def extra(name: str, what: str) -> Iterator[None]:
         ) from None
 
 
+def reason(error: Exception) -> str:
+    """The first line of an exception that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a command: an `InputError` or `OSError` becomes one line on stderr and exit status 2.
 

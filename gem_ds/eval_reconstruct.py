@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from gem_ds import base_model, bpe, encode, evaluate, tokenization
+from gem_ds import bpe, encode, evaluate, tokenization
 from gem_ds.errors import InputError
 from gem_ds.eval_results import Candidate, write_json
 from gem_ds.files import sha256
 from gem_ds.gem_config import read_gem_config
+from gem_ds.hf_config import longest_document
 from gem_ds.inference import sharing_weights
 
 LENGTHS = (10, 30, 100)
@@ -59,7 +60,7 @@ def _load(model: Candidate, longest: int) -> tuple[Any, Any, Any]:
         raise InputError(f"{folder} has no summary tokens, so nothing holds a text")
     writer = encode.load(folder)
     need = 1 + 2 * longest + len(gem.summary_tokens)
-    room = base_model.longest_document(writer.config)
+    room = longest_document(writer.config)
     if need > room:
         raise InputError(
             f"a text of {longest} tokens, its summary and the text again are {need} tokens, but "

@@ -17,9 +17,9 @@ from scipy import stats
 from torch import Tensor
 
 from gem_ds import attention, forward, layout, tokenization
-from gem_ds.base_model import longest_document
 from gem_ds.encode import Encoder, Vectors, batches, stream
 from gem_ds.errors import InputError
+from gem_ds.hf_config import longest_document
 from gem_ds.layout import END, NO_TARGET, START, Bounds
 from gem_ds.memories import compress, continue_greedily
 from gem_ds.segments import SummaryAttention

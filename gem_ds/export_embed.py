@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoConfig
 
 from gem_ds import adapter_files, gem_embedding
-from gem_ds.base_model import longest_document
 from gem_ds.gem_config import GemConfig
+from gem_ds.hf_config import longest_document
 from gem_ds.tokenization import Vocabulary
 
 FOLDER = "model-embed"

@@ -29,7 +29,7 @@ def shaping(lm: Any) -> Shaping:
 
 def body(lm: Any) -> Any:
     """The language model without its head, which gives hidden states."""
-    return lm.model if lm.base_model is lm else lm.base_model
+    return lm.model if lm.base_model is lm and hasattr(lm, "model") else lm.base_model
 
 
 def hidden_states(lm: Any, position_ids: Tensor, plan: Any, **inputs: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
-from gem_ds import base_model, decoding, encode, forward, long_texts, memories, tokenization
+from gem_ds import decoding, encode, forward, long_texts, memories, tokenization
 from gem_ds.decoding import Sampling
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
 from gem_ds.gem_config import GemConfig, find_export, read_gem_config
+from gem_ds.hf_config import longest_document
 from gem_ds.long_texts import LongTexts
 from gem_ds.memory_files import Memory
 from gem_ds.quantization import Precision
@@ -107,7 +108,7 @@ class GemModel:
         """
         given = [texts] if isinstance(texts, str) else texts
         summary = self.encoder.summary_tokens
-        limit = base_model.longest_document(self.lm.config)
+        limit = longest_document(self.lm.config)
         read = long_texts.read(self.vocab, given, summary, limit)
         if not read.documents:
             return []
@@ -173,7 +174,7 @@ class GemModel:
             raise InputError(f"max_new_tokens is {max_new_tokens}, it must be at least 1")
         ids = self._prompt(prompt, bos=not memories)
         cache, position = self._remembered(memories)
-        limit = base_model.longest_document(self.lm.config)
+        limit = longest_document(self.lm.config)
         room = limit - position - len(ids)
         if room < 0:
             raise InputError(

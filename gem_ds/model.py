@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, set_seed
 
-from gem_ds import attention, base_model, forward, probe
+from gem_ds import attention, base_model, forward
 from gem_ds.batches import Batch
 from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
 from gem_ds.cross_entropy import NextTokenLoss
-from gem_ds.errors import InputError
+from gem_ds.errors import InputError, reason
 from gem_ds.prefill import FirstPass, SecondPass
 from gem_ds.recompute import Recompute
 from gem_ds.reference import Base, Reference, kl_to_base
@@ -173,7 +173,6 @@ def load(
         lm = _from_scratch(config, dtype)
     else:
         lm = base_model.load(base, dtype, config)
-    probe.check(lm, base_model.longest_document(config))
     attention.attach(lm)
     if new_tokens and base is not None:
         add_rows(lm, vocab_size, min(new_tokens))
@@ -187,8 +186,7 @@ def _from_scratch(config: Any, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
     except Exception as error:  # sizes that do not fit, a family without a head: of any kind
         raise InputError(
-            f"no model can be made of this {config.model_type} configuration: "
-            f"{base_model.reason(error)}"
+            f"no model can be made of this {config.model_type} configuration: {reason(error)}"
         ) from error
 
 

@@ -6,6 +6,7 @@ from gem_ds import base_model, dist
 from gem_ds.config import TrainConfig
 from gem_ds.documents import CONTINUATION, PAIR, PLAIN
 from gem_ds.errors import InputError
+from gem_ds.hf_config import disable_dropout, longest_document, why_no_longer
 from gem_ds.manifest import Manifest
 
 
@@ -46,14 +47,14 @@ def model_config(config: TrainConfig, manifest: Manifest) -> Any:
     base = config.model or config.config or ""
     hf_config = base_model.read_config(base)
     if config.disable_dropout:
-        base_model.disable_dropout(hf_config)
+        disable_dropout(hf_config)
     if config.model:
         for note in base_model.check_files(config.model, hf_config):
             if dist.rank() == 0:
                 print(f"WARNING: {note}", flush=True)
-    longest = base_model.longest_document(hf_config)
+    longest = longest_document(hf_config)
     if manifest.row_length > longest:
-        why = base_model.why_no_longer(hf_config)
+        why = why_no_longer(hf_config)
         raise InputError(
             f"rows of {config.shards} have {manifest.row_length} tokens, and {base} takes at most "
             f"{longest} ({why}); shard with --row-length {longest} or less"

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gem_ds import attention, forward, layout
-from gem_ds.base_model import dropout_of, reason
-from gem_ds.errors import InputError
+from gem_ds import forward, layout
+from gem_ds.errors import InputError, reason
+from gem_ds.hf_config import dropout_of
 from gem_ds.layout import Bounds
 
 NAME = "gem_probe"
@@ -29,35 +29,53 @@ N_TOKENS = 9  # of the document that is tried
 BOUNDS: Bounds = np.array([[0, 6, 7, 12], [12, 21, 21, 21]], dtype=np.int32)
 VOCABULARY = 512  # rows of the embedding and the head that are tried
 POSITIONS = 512  # at how many positions a mask is asked about, evenly up to the longest document
+# As Transformers names them; masks of chunks are the GEM mask's in documents of one chunk.
+LAYER_TYPES = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 # Keyword arguments of attention that it obeys, or that do not change what it computes.
 KNOWN = {"scaling", "softcap", "s_aux", "dropout", "is_causal", "position_ids", "use_cache"}
 KNOWN |= {"gem_plan", "cache_position", "output_attentions", "output_hidden_states"}
 ROUNDING = 1e-4  # how far two computations of the same numbers may lie apart, of their norm
 
 
-def check(lm: Any, longest: int) -> None:
+def check(lm: Any, longest: int, name: str, plan: Any) -> None:
     """Raise `InputError` for a model that would be trained or used wrongly, with the reason.
 
-    `lm` is a Transformers causal language model, as it was loaded; it is given back as it was.
-    Documents have at most `longest` tokens. Under ZeRO-3 all ranks call.
+    `lm` is a Transformers causal language model, or one without its head, as it was loaded; it is
+    given back as it was. Documents have at most `longest` tokens. `name` is that of the attention
+    to be tried, and `plan` its plan of `BOUNDS`. Under ZeRO-3 all ranks call.
     """
-    family = lm.config.get_text_config().model_type
-    attention.check_interface(lm)
+    _check_interface(lm)
     before, training = lm.config._attn_implementation, lm.training
     try:
         with torch.no_grad(), _shallow(lm), _small_copy(lm):
             _check_layers(lm, longest)
-            _check_documents(lm, before)
+            _check_documents(lm, before, name, plan)
     except InputError:
         raise
     except Exception as error:  # whatever an architecture does that nobody has seen here
         raise InputError(
-            f"model family {family!r} does not run with the GEM attention ({reason(error)}); "
+            f"model family {_family(lm)!r} does not run with the GEM attention ({reason(error)}); "
             "choose another base"
         ) from error
     finally:
         lm.set_attn_implementation(before)
         lm.train(training)
+
+
+def _check_interface(lm: Any) -> None:
+    kinds = {str(kind) for kind in getattr(lm.config.get_text_config(), "layer_types", None) or ()}
+    others = ", ".join(sorted(kinds - LAYER_TYPES))
+    if not others and getattr(lm, "_supports_attention_backend", False):
+        return
+    why = (
+        f"has layers of another kind than attention ({others})"
+        if others
+        else "does not use Transformers' attention interface"
+    )
+    raise InputError(
+        f"model family {_family(lm)!r} {why}, where the GEM mask cannot reach, so packed texts "
+        "would see each other; choose a base of attention layers alone (Llama, Qwen3, Gemma, …)"
+    )
 
 
 # Layers, with attention that looks at one token at a time.
@@ -246,18 +264,17 @@ def _check_mask(lm: Any, asked: _Asked, longest: int) -> None:
 # Documents, with the attention that training and encoding use.
 
 
-def _check_documents(lm: Any, stock: str) -> None:
+def _check_documents(lm: Any, stock: str, name: str, plan: Any) -> None:
     ids = _ids(lm, int(BOUNDS[-1, layout.END]))
     tried = slice(*BOUNDS[-1, [layout.START, layout.END]].tolist())
+    has_head = lm.get_output_embeddings() is not None
     lm.set_attn_implementation(stock)
-    expected_TV = lm(input_ids=ids[None, tried], use_cache=False).logits[0]
-    attention.attach(lm)
-    on_cpu = lm.device.type == "cpu"  # elsewhere others want to be compiled
-    backend = attention.choose("auto", lm, lm.device, lm.dtype) if on_cpu else "dense"
-    plan = attention.make_plan(BOUNDS, backend, device=lm.device)
+    output = lm(input_ids=ids[None, tried], use_cache=False)
+    expected_TV = (output.logits if has_head else output.last_hidden_state)[0]
+    lm.set_attn_implementation(name)
     places = torch.from_numpy(layout.positions(BOUNDS)).to(lm.device)
     states_TC = forward.hidden_states(lm, places[None], plan, input_ids=ids[None])
-    found_TV = forward.logits(lm, states_TC[tried])
+    found_TV = forward.logits(lm, states_TC[tried]) if has_head else states_TC[tried]
     _check_finite(lm, found_TV)
     if _apart(found_TV, expected_TV):
         raise InputError(

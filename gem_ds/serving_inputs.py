@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gem_ds import chat, long_texts, tokenization
-from gem_ds.base_model import longest_document
 from gem_ds.chat import Chat
 from gem_ds.errors import InputError
+from gem_ds.hf_config import longest_document
 from gem_ds.inference import GemModel
 from gem_ds.records import Skip
 from gem_ds.serving_config import CUT, ServeConfig

@@ -5,6 +5,7 @@ from layouts import bounds_from
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gem_ds.attention import make_plan
+from gem_ds.forward import body
 from gem_ds.layout import positions
 
 WINDOW = 5
@@ -61,7 +62,7 @@ def tiny_model(family="llama", **extra):
 
 def hidden_states(model, ids, bounds_D4, backend="sdpa", inputs_embeds=None, **kwargs):
     inputs = {"input_ids": ids[None]} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-    return model.base_model(
+    return body(model)(
         **inputs,
         position_ids=torch.from_numpy(positions(bounds_D4)).to(ids.device)[None],
         gem_plan=make_plan(bounds_D4, backend, device=ids.device),

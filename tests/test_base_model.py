@@ -9,7 +9,7 @@ from models import tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from gem_ds import base_model
+from gem_ds import base_model, hf_config
 from gem_ds.errors import InputError
 
 WEIGHTS = "model.safetensors"
@@ -175,15 +175,15 @@ def test_other_kinds_of_models_are_refused(tmp_path):
 
 
 def test_the_longest_document_is_one_whose_positions_do_not_depend_on_others():
-    assert base_model.longest_document(tiny_model().config) == 128
+    assert hf_config.longest_document(tiny_model().config) == 128
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 1e4}
     longrope = tiny_model(
         "phi3",
         original_max_position_embeddings=32,
         rope_scaling={"type": "longrope", **factors},
     ).config
-    assert base_model.longest_document(longrope) == 32
-    assert "LongRoPE" in base_model.why_no_longer(longrope)
+    assert hf_config.longest_document(longrope) == 32
+    assert "LongRoPE" in hf_config.why_no_longer(longrope)
     dynamic = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
-    assert base_model.longest_document(tiny_model(rope_parameters=dynamic).config) == 128
-    assert base_model.why_no_longer(tiny_model().config) == "max_position_embeddings"
+    assert hf_config.longest_document(tiny_model(rope_parameters=dynamic).config) == 128
+    assert hf_config.why_no_longer(tiny_model().config) == "max_position_embeddings"

@@ -4,10 +4,15 @@ import pytest
 import torch
 from models import FAMILIES, tiny_model
 
-from gem_ds import base_model, probe
+from gem_ds import hf_config, probe
+from gem_ds.attention import NAME, make_plan
 from gem_ds.errors import InputError
 
 MIXERS = r"where the GEM mask\s+(cannot|does not) reach"
+
+
+def check(model, longest=128):
+    probe.check(model, longest, NAME, make_plan(probe.BOUNDS, "dense"))
 
 
 class Shift(torch.nn.Module):
@@ -46,8 +51,8 @@ def test_what_is_computed_as_training_takes_it_passes_and_stays_as_it_was(family
     before = {name: (id(p), p.clone()) for name, p in model.named_parameters()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     attention = model.config._attn_implementation
-    n_layers = len(model.base_model.layers)
-    probe.check(model, 128)
+    n_layers = len(model.hf_config.layers)
+    check(model)
     assert {name: id(p) for name, p in model.named_parameters()} == {
         name: kept for name, (kept, _) in before.items()
     }
@@ -55,8 +60,8 @@ def test_what_is_computed_as_training_takes_it_passes_and_stays_as_it_was(family
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
     assert not model.training
     assert model.config._attn_implementation == attention
-    assert len(model.base_model.layers) == n_layers
-    probe.check(model.train(), 128)
+    assert len(model.hf_config.layers) == n_layers
+    check(model.train())
     assert model.training
 
 
@@ -84,16 +89,16 @@ def test_what_is_computed_as_training_takes_it_passes_and_stays_as_it_was(family
 )
 def test_what_would_be_trained_wrongly_is_refused_with_the_true_reason(family, extra, message):
     with pytest.raises(InputError, match=message):
-        probe.check(tiny_model(family, **extra), 128)
+        check(tiny_model(family, **extra))
 
 
 def test_dropout_is_switched_off_whatever_it_is_called():
     for family, extra in [("gpt2", {"n_embd": 32, "n_head": 4}), ("mixtral", {"dropout": 0.1})]:
         model = tiny_model(family, **extra)
         config = model.config
-        base_model.disable_dropout(config)
-        probe.check(type(model)(config), 128)
-        assert not base_model.dropout_of(config)
+        hf_config.disable_dropout(config)
+        check(type(model)(config))
+        assert not hf_config.dropout_of(config)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -105,24 +110,24 @@ def test_a_module_that_mixes_tokens_is_found_by_what_it_does(layer, part):
     name = part.rpartition(".")[2]
     setattr(parent, name, Shift(getattr(parent, name)))
     with pytest.raises(InputError, match=rf"\(Shift in model\.layers\.{layer}\.{part}\)"):
-        probe.check(model, 128)
+        check(model)
 
 
 def test_a_window_that_attention_does_not_hear_of_is_found():
     model = tiny_model("gemma3_text+window")
-    probe.check(model, 128)
+    check(model)
     model.model.layers[0].self_attn.sliding_window = None
     with pytest.raises(InputError, match="hides position 0 from position 5"):
-        probe.check(model, 128)
+        check(model)
 
 
 def test_attention_in_chunks_is_refused_for_longer_documents():
     extra = {"intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 16}
     model = tiny_model("llama4_text", head_dim=8, **extra)
-    assert base_model.longest_document(model.config) == 16
-    probe.check(model, 16)
+    assert hf_config.longest_document(model.config) == 16
+    check(model, 16)
     with pytest.raises(InputError, match="hides position 0 from position 16"):
-        probe.check(model, 17)
+        check(model, 17)
 
 
 def test_positions_that_depend_on_the_whole_stream_are_found():
@@ -131,14 +136,14 @@ def test_positions_that_depend_on_the_whole_stream_are_found():
     inner = rotary.forward
     rotary.forward = lambda x, position_ids: inner(x, position_ids * (1 + position_ids.max() // 10))
     with pytest.raises(InputError, match=r"computes its logits otherwise|see each other"):
-        probe.check(model, 128)
+        check(model)
 
 
 def test_weights_that_are_not_finite_are_found():
     model = tiny_model()
     model.model.layers[0].mlp.up_proj.weight.data[3, 5] = float("nan")
     with pytest.raises(InputError, match="not finite"):
-        probe.check(model, 128)
+        check(model)
 
 
 def test_any_other_exception_becomes_a_sentence():
@@ -149,9 +154,9 @@ def test_any_other_exception_becomes_a_sentence():
 
     model.model.layers[0].mlp.forward = broken
     with pytest.raises(InputError, match=r"does not run with the GEM attention \(an odd size\)"):
-        probe.check(model, 128)
+        check(model)
     del model.model.layers[0].mlp.forward
-    probe.check(model, 128)
+    check(model)
 
 
 def test_no_more_layers_run_than_show_one_of_each_kind():
@@ -159,7 +164,7 @@ def test_no_more_layers_run_than_show_one_of_each_kind():
     ran = set()
     for i, layer in enumerate(model.model.layers):
         layer.register_forward_hook(lambda *_, i=i: ran.add(i))
-    probe.check(model, 128)
+    check(model)
     kinds = model.config.layer_types
     assert len(set(kinds)) == 2
     assert ran == set(range(1 + kinds.index("full_attention")))
