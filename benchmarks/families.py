@@ -3,8 +3,8 @@
     python benchmarks/families.py
     python benchmarks/families.py lfm2 qwen3_5_text
 
-A family is built as a tiny random model without dropout; biases, norms and all else that begins as
-zeros or ones are random too. It is ``refused`` in a sentence, or ``ok``: packed documents have the logits that stock
+A family is built as a tiny random model without dropout; what begins as zeros or ones is random
+too. It is ``refused`` in a sentence, or ``ok``: packed documents have the logits that stock
 Transformers gives one of them by itself, with eager attention, and a changed token of one document
 moves nothing of another. WRONG and CRASH are what must not be, and the exit status is 1 then;
 ``not tried`` has no tiny model here.
