@@ -47,6 +47,8 @@ def judge_family(case: Case, lm: Any, base: Base) -> None:
         base.blame("family", *known)
     if not _head_is_linear(lm):
         base.blame("head", "logit", "head", *known)
+    if not lm.supports_gradient_checkpointing:
+        base.blame("recomputation", "--gradient-checkpointing")
     if case.recipe == "lossless" and not _takes_adapters(lm):
         base.blame("adapter")
 

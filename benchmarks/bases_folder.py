@@ -11,7 +11,7 @@ from bases_cases import GENERATION, Case
 from bases_causes import Base, drops, judge_family
 from bases_faults import put_in
 from safetensors.torch import load_file, save_file
-from tiny_families import randomize, tiny_config, tiny_model
+from tiny_families import dropouts, entries, randomize, silence, tiny_config, tiny_model
 from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,7 +37,7 @@ def write(case: Case, folder: Path, tokenizer: Path) -> Base:
     lm.save_pretrained(folder, max_shard_size="100GB")
     base.tensors = _read(folder)
     base.told = json.loads((folder / "config.json").read_text())
-    base.told |= {name: value for name, value in _json(config).items() if "drop" in name}
+    base.told |= {name: value for name, value in entries(config).items() if "drop" in name}
     _tie(case, lm, base)
     for fault in case.faults:
         put_in(base, fault)
@@ -55,21 +55,6 @@ def write(case: Case, folder: Path, tokenizer: Path) -> Base:
     return base
 
 
-def silence(config: Any) -> None:
-    """No dropout, whatever the family has by default."""
-    for name in dropouts(config):
-        setattr(config, name, 0.0)
-
-
-def dropouts(config: Any) -> list[str]:
-    """The names of a configuration's dropouts."""
-    return [
-        name
-        for name, value in _json(config).items()
-        if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool)
-    ]
-
-
 def _drop(config: Any, base: Base) -> None:
     """Switch dropout on under one of the family's names, and see whether anything is dropped."""
     names = dropouts(config)
@@ -78,12 +63,7 @@ def _drop(config: Any, base: Base) -> None:
     name = base.rng.choice(names)
     setattr(config, name, 0.3)
     if drops(config):
-        base.blame("dropout", "drop", name)
-
-
-def _json(config: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return found
+        base.blame("dropout", "drop", name, must=True)
 
 
 def rope(case: Case, config: Any, base: Base) -> None:
@@ -114,7 +94,7 @@ def rope(case: Case, config: Any, base: Base) -> None:
     }
     of_kind = ("type", "factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate")
     kept = {key: value for key, value in given.items() if key not in of_kind}
-    told = _json(config) | {"rope_parameters": {**kept, "rope_type": kind, **about[kind]}}
+    told = entries(config) | {"rope_parameters": {**kept, "rope_type": kind, **about[kind]}}
     told["original_max_position_embeddings"] = original
     try:
         type(config).from_dict(told)

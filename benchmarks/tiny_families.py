@@ -1,5 +1,6 @@
 """Tiny random models of every causal language model family of the installed Transformers."""
 
+import json
 from typing import Any
 
 import torch
@@ -45,3 +46,24 @@ def randomize(lm: Any, seed: int = 7) -> None:
         if tensor.is_floating_point() and name not in lm.all_tied_weights_keys:
             noise = torch.randn(tensor.shape, generator=generator)
             tensor.add_(noise, alpha=0.15 if tensor.ndim > 1 else 0.1)
+
+
+def entries(config: Any) -> dict[str, Any]:
+    """A configuration as its file has it, with defaults."""
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return found
+
+
+def silence(config: Any) -> None:
+    """No dropout, whatever the family has by default."""
+    for name in dropouts(config):
+        setattr(config, name, 0.0)
+
+
+def dropouts(config: Any) -> list[str]:
+    """The names of a configuration's dropouts."""
+    return [
+        name
+        for name, value in entries(config).items()
+        if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool)
+    ]
