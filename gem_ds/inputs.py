@@ -131,6 +131,14 @@ def is_named(path: str, *endings: str) -> bool:
     return _endings(path)[0] in endings
 
 
+def stem_of(path: str) -> str | None:
+    """A path without the endings that tell its format; None for plain text and what is unknown."""
+    ending, _ = _endings(path)
+    if FORMATS.get(ending, TEXT) == TEXT or not _format(path):
+        return None
+    return path[: path.lower().rindex(ending)]
+
+
 def _expand(name: str, output: str, left_out: LeftOut) -> list[Input]:
     if not name:
         raise InputError("an --input is empty; give a file, a folder or an address")

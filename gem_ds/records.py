@@ -104,19 +104,27 @@ class Record:
     is_json: bool
     item: Any
 
-    def value(self, field: str) -> Any:
-        """The value of a field; raises `Skip`. A plain text has one, whatever it is called."""
+    def decoded(self) -> dict[str, Any] | bytes:
+        """All fields, or of a plain text its bytes; raises `Skip`."""
         if self.item is None:
             raise Skip(TOO_LONG)
         if isinstance(self.item, Skip):
             raise self.item
         if self.is_json and isinstance(self.item, bytes):
             self.item = _json_object(self.item)
-        value = self.item.get(field) if isinstance(self.item, dict) else self.item
+        item: dict[str, Any] | bytes = self.item
+        return item
+
+    def value(self, field: str) -> Any:
+        """The value of a field; raises `Skip`. A plain text has one, whatever it is called."""
+        item = self.decoded()
+        if not isinstance(item, dict):
+            return item
+        value = item.get(field)
         if value is None:
-            is_null = isinstance(self.item, dict) and field in self.item
-            names = names_there(field, self.item) if isinstance(self.item, dict) else "none"
-            hint = "it is null" if is_null else f"it has {names}; {NAME_IT}"
+            hint = f"it has {names_there(field, item)}; {NAME_IT}"
+            if field in item:
+                hint = "it is null"
             raise Skip(f"{NO_FIELD} {field!r}", hint)
         return value
 

@@ -1,10 +1,10 @@
 """The order in which an epoch's rows are read: a permutation that no release of NumPy changes.
 
 NumPy keeps the bits of its generators for ever, but not what it makes of them (NEP 19). So only the
-bits are NumPy's, those of PCG64, 32 at a time. The shuffle is Fisher and Yates', from the last place
-down; each place draws its partner by as many bits as that needs, again while the number is too
-large. That is what `Generator.permutation` of NumPy 2 does, number for number, so runs that began
-with it go on.
+bits are NumPy's, those of PCG64, 32 at a time. The shuffle is that of Fisher and Yates, from the
+last place down; each place draws its partner by as many bits as that needs, again while the number
+is too large. That is what `Generator.permutation` of NumPy 2 does, number for number, so runs that
+began with it go on.
 """
 
 from array import array
