@@ -4,9 +4,10 @@ A stream may consist of several members, as concatenation and parallel compresso
 that is cut short raises; nothing ends early without an error.
 """
 
+import bz2
 import contextlib
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ MAGIC = {  # a file's first bytes
     "xz": (b"\xfd7zXZ\0",),
 }
 LONGEST_WINDOW = 1 << 31  # of zstd: what `zstd --long=31` writes
-STEP = 1 << 13  # bytes of zstd at a time, which may become 128 KiB for every 4 of them
+STEP = 1 << 13  # compressed bytes at a time; of zstd, 4 of them may become 128 KiB
 
 
 def of_head(head: bytes) -> str | None:
@@ -55,30 +56,44 @@ def check_text(path: str, head: bytes) -> None:
 
 def decompressed(file: Any, compression: str | None, size: int) -> Iterator[bytes]:
     """The bytes of an Arrow file from where it stands, in chunks of about `size`."""
-    if compression == "zstd":
-        yield from _zstd(file)
+    if compression in MEMBER:
+        yield from _members(file, MEMBER[compression])
         return
     with contextlib.ExitStack() as stack:
         stream = file
-        if compression == "xz":
-            stream = stack.enter_context(lzma.LZMAFile(file))
-        elif compression:
+        if compression:
             stream = stack.enter_context(pa.CompressedInputStream(file, compression))
         while chunk := stream.read(size):
             yield chunk
 
 
-def _zstd(file: Any) -> Iterator[bytes]:
-    """The content of frames. Arrow refuses windows of more than 128 MiB, and the stream reader of
-    `zstandard` does not notice a frame that is cut short."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=LONGEST_WINDOW)
-    frame = None
+def _zstd() -> Any:
+    return zstandard.ZstdDecompressor(max_window_size=LONGEST_WINDOW).decompressobj()
+
+
+# What Arrow cannot read (xz, zstd with windows of more than 128 MiB, bzip2 with empty members), and
+# of what the readers of files in `lzma`, `bz2` and `zstandard` notice no damage between members.
+MEMBER: dict[str | None, Callable[[], Any]] = {
+    "zstd": _zstd,
+    "bz2": bz2.BZ2Decompressor,
+    "xz": lzma.LZMADecompressor,
+}
+
+
+def _members(file: Any, begin: Callable[[], Any]) -> Iterator[bytes]:
+    """The content of members, which follow one another."""
+    member = None
     while data := file.read(STEP):
         while data:
-            frame = frame or decompressor.decompressobj()
-            if chunk := frame.decompress(data):
+            if member is None:
+                data = data.lstrip(b"\0")  # as xz may pad
+                if not data:
+                    break
+                member = begin()
+            if chunk := member.decompress(data):
                 yield chunk
-            data = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame:
-        raise EOFError("the last zstd frame is cut short")
+            data = b""
+            if member.eof:
+                data, member = member.unused_data, None
+    if member:
+        raise EOFError("its last part is cut short")
