@@ -111,9 +111,11 @@ def table(stem: Path, columns: Sequence[str]) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{item.path} cannot be read ({error}); correct it") from error
+    first = " in its first line" if item.format == CSV else ""
+    if not len(made):
+        raise InputError(f"{item.path} has no rows{first and ' after its first line'}")
     missing = [name for name in columns if name not in made.column_names]
     if missing:
-        first = " in its first line" if item.format == CSV else ""
         raise InputError(
             f"{item.path} has the columns {', '.join(made.column_names)}{first}, but not "
             f"{', '.join(missing)}; name them so"

@@ -17,14 +17,15 @@ LOOKED_AT = 10  # lines, of at most so many bytes in all
 MANY_BYTES = 1 << 20
 AT_TOP = re.compile(rb'["\[\]{},:]')
 OUTSIDE = re.compile(rb'["\[\]{},]')
+ARRAY = re.compile(rb"\[\s*(\{|$)")  # of objects
 INSIDE = re.compile(rb'(?:[^"\\]|\\.)*+', re.DOTALL)
 
 
 def is_document(stream: Stream, is_named_so: bool) -> bool:
     """Whether a file is JSON, but not lines of it.
 
-    Lines are such that at least half of the first ones are objects. One that is not named ``.json``
-    is taken for a document only if it begins as those do that are pretty-printed, or an array.
+    Lines are such that at least half of the first ones are objects. A file that is not named
+    ``.json`` is a document only if it begins as an array of objects does, or a pretty-printed one.
     """
     lines: list[bytes | None] = []
     size = 0
@@ -38,10 +39,10 @@ def is_document(stream: Stream, is_named_so: bool) -> bool:
     if not lines:
         return False
     first = (lines[0] or b"").strip()
-    if not is_named_so and first != b"{" and not first.startswith(b"["):
+    if not is_named_so and first != b"{" and not ARRAY.match(first):
         return False
     if len(lines) == 1:
-        return is_named_so or first.startswith(b"[")
+        return is_named_so or bool(ARRAY.match(first))
     return 2 * sum(map(_is_object, lines)) < len(lines)
 
 

@@ -38,6 +38,7 @@ NEGATIVES = ("neg", "negatives", "negative", "negative_passages", "hard_negative
 NAME_IT = (
     "name the right one (--field, --text-field, --context-field, --answer-field, --messages-field)"
 )
+NEAR = 0.75  # as `difflib` counts: txt is near text, context is not
 SHOWN = 12  # names of fields in a message
 
 
@@ -65,7 +66,7 @@ def is_bad(reason: str) -> bool:
 def names_there(asked: str, there: Collection[str]) -> str:
     """The names of fields that there are, and the one that may be meant, for people."""
     shown = ", ".join(list(map(str, there))[:SHOWN]) + (", …" if len(there) > SHOWN else "")
-    near = difflib.get_close_matches(asked, list(map(str, there)), 1)
+    near = difflib.get_close_matches(asked, list(map(str, there)), 1, NEAR)
     return (shown or "none") + (f"; did you mean {near[0]}?" if near else "")
 
 

@@ -83,7 +83,11 @@ def test_scores_of_csv_are_numbers_if_all_of_them_are(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"test.tsv": "q0\t0\t1\n"}, r"test\.tsv has the columns q0, 0, 1 in its first line, but"),
+        ({"test.tsv": "q0\t0\t1\n"}, r"test\.tsv has no rows after its first line"),
+        (
+            {"test.tsv": "q0\t0\t1\n" * 2},
+            r"test\.tsv has the columns q0, 0, 1 in its first line, but",
+        ),
         ({"test.tsv": "query-id\tcorpus-id\tscore\nq0\t0\n"}, r"test\.tsv cannot be read .line 2"),
         ({"test.jsonl": "{}\n", "test.tsv": "a\n"}, "are the same data; remove one of them"),
         ({"test.md": "", "test.x.jsonl": "{}"}, r"test\.jsonl or .*test\.tsv .* is missing"),
