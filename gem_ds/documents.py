@@ -231,7 +231,8 @@ def of_pairs(
             reason = skip
     if reason and not made:
         raise reason
-    notes["answers_of_lists_left_out"] += len(pairs) - len(made)
+    if reason:
+        notes["answers_of_lists_left_out"] += len(pairs) - len(made)
     return made
 
 

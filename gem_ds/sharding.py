@@ -152,7 +152,8 @@ class _Unit:
                     self._skip(text.record, reason, 1)
                     continue
                 self.tally.written += 1
-                notes["records_whose_negatives_are_not_used"] += text.has_negatives
+                if text.has_negatives:
+                    notes["records_whose_negatives_are_not_used"] += 1
                 self.tally.documents.update(document.kind for document in made)
                 found += made
         return found
