@@ -83,6 +83,14 @@ def _json(line: bytes) -> dict[str, Any]:
     return {}
 
 
+def looks_wide(path: Path) -> bool:
+    """Whether a text file begins as UTF-16 or UTF-32 does, by its mark or by a NUL in each pair."""
+    head = b"" if path.suffix == ".parquet" else _decompressed(path)[:64]
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:4] == b"\0\0\xfe\xff":
+        return True
+    return len(head) >= 8 and {0} in (set(head[::2]), set(head[1::2])) and set(head) != {0}
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Rows, texts as bytes; a cell of another type stands for itself, whatever it be."""
     cells = {}

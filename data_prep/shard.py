@@ -10,7 +10,7 @@ from gem_ds.prepare_config import PrepareConfig
 
 USAGE = """\
 shard.py packs a corpus into rows of tokens, with summary tokens, for training. It needs
-  --input      files or folders: .jsonl or .txt (also .gz, .zst), .parquet
+  --input      files or folders: .jsonl, .json, .csv, .txt (also compressed), .parquet, .arrow
   --tokenizer  the model's tokenizer: a folder, or a name on the hub
   --output     a new folder
 for example

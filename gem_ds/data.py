@@ -13,6 +13,7 @@ import numpy as np
 
 from gem_ds.batches import Batch, BatchOptions, make_batch
 from gem_ds.layout import Index
+from gem_ds.row_order import row_order
 from gem_ds.shards import Shards
 
 
@@ -58,8 +59,7 @@ class Loader:
         """The id of the row at a place in the endless order of rows."""
         epoch, within, rows = self.epoch_at(place)
         if self._order is None or self._order[0] != epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            self._order = epoch, rows.start + rng.permutation(len(rows))
+            self._order = epoch, rows.start + row_order(len(rows), self.seed, epoch)
         return int(self._order[1][within])
 
     def row_ids(self, step: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ it). How documents come to share a row is `packing`'s business.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -216,6 +216,24 @@ def _cut(part: Ids, recipe: Recipe, rng: Draws, notes: Counter[str]) -> int:
             return int(places[rng.below(len(places))])
         notes["no_sentence_to_cut_at"] += 1
     return recipe.min_prefix + rng.below(most - recipe.min_prefix + 1)
+
+
+def of_pairs(
+    pairs: Sequence[Pair], draw: Draw, recipe: Recipe, notes: Counter[str]
+) -> list[Document]:
+    """The documents of a context with each of its answers; raises `Skip` if there are none."""
+    made: list[Document] = []
+    reason: Skip | None = None
+    for pair in pairs:
+        try:
+            made.append(of_pair(pair, draw, recipe, notes))
+        except Skip as skip:
+            reason = skip
+    if reason and not made:
+        raise reason
+    if reason:
+        notes["answers_of_lists_left_out"] += len(pairs) - len(made)
+    return made
 
 
 def of_pair(pair: Pair, draw: Draw, recipe: Recipe, notes: Counter[str]) -> Document:

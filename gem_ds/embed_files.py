@@ -137,7 +137,7 @@ def _meet() -> torch.device:
 
 
 def _check_alone(source: TextFile, output: str) -> None:
-    if dist.world_size() > 1 and (source.given is not None or output == STDOUT):
+    if dist.world_size() > 1 and (source.is_standard_input or output == STDOUT):
         raise InputError(
             "several processes cannot share standard input or output; name files with --input and "
             "--output"

@@ -15,8 +15,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--input", default="-", metavar="FILE", help="default: standard input")
     add(
         "--format",
-        choices=["text", "jsonl", "parquet"],
-        help="of the input: a text a line, or the field of a row; by its ending",
+        choices=["text", "jsonl", "csv", "parquet", "arrow"],
+        help="of the input: a text a line, or the field of a record; by its ending",
     )
     add("--field", default="text", metavar="NAME", help="default: %(default)s")
     add("--id-field", metavar="NAME", help="default: the text's number, from 0")

@@ -6,14 +6,22 @@ lm-eval do with the data is their own business.
 
 import functools
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 
+from gem_ds import inputs, sources
 from gem_ds.errors import InputError
 from gem_ds.eval_results import digest
+from gem_ds.inputs import CSV, PARQUET, Input
+from gem_ds.records import NOT_UTF8, Skip
+
+NUMBERS = ("score", "label", "labels")  # columns that are numbers where all their cells are
+LISTS = ("corpus-ids", "human_summaries", "machine_summaries", "relevance")
 
 
 @dataclass(frozen=True)
@@ -75,3 +83,75 @@ def local(folder: Path) -> Local:
 def _links() -> "tempfile.TemporaryDirectory[str]":
     """A folder of links that goes with this process."""
     return tempfile.TemporaryDirectory(prefix="gem_ds-")
+
+
+def table(stem: Path, columns: Sequence[str]) -> Any:
+    """The rows of a file that is called `stem` and then ``.jsonl``, ``.tsv`` or the like.
+
+    It may be of any format that data preparation reads, but plain text. Raises `InputError` for a
+    file that is missing or cannot be read, and without one of the columns.
+    """
+    found = sorted(
+        path
+        for path in stem.parent.glob("*")
+        if path.is_file() and inputs.stem_of(str(path)) == str(stem)
+    )
+    if not found:
+        paths = [stem.with_name(stem.name + end) for end in (".jsonl", ".tsv", ".csv", ".parquet")]
+        raise InputError(f"{' or '.join(map(str, paths))} is missing; put the task's data there")
+    if len(found) > 1:
+        raise InputError(f"{found[0]} and {found[1].name} are the same data; remove one of them")
+    item = inputs.as_input(str(found[0]))
+    try:
+        if item.format == PARQUET:
+            made = datasets.Dataset(pq.read_table(item.path))
+        else:
+            made = datasets.Dataset.from_list(list(_rows(item, columns)))
+    except (ValueError, TypeError, AttributeError) as error:  # pyarrow's are ValueErrors, too
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{item.path} cannot be read ({error}); correct it") from error
+    first = " in its first line" if item.format == CSV else ""
+    if not len(made):
+        raise InputError(f"{item.path} has no rows{first and ' after its first line'}")
+    missing = [name for name in columns if name not in made.column_names]
+    if missing:
+        raise InputError(
+            f"{item.path} has the columns {', '.join(made.column_names)}{first}, but not "
+            f"{', '.join(missing)}; name them so"
+        )
+    return made
+
+
+def _rows(item: Input, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """All rows with all their columns; raises `InputError` for one that cannot be read."""
+    lists = [name for name in columns if name in LISTS]
+    if item.format == CSV and lists:
+        raise InputError(f"{item.path}: {lists[0]} holds lists, which CSV cannot; write .jsonl")
+    rows: list[dict[str, Any]] = []
+    for block in sources.blocks([item], sources.whole([item]), lambda _: []):
+        for record in block.records:
+            try:
+                row = record.decoded()
+                assert isinstance(row, dict), "of plain text"
+                if any(isinstance(cell, bytes) for cell in row.values()):
+                    raise Skip(NOT_UTF8)
+            except Skip as skip:
+                where = f"{item.path} cannot be read (line {record.line}: {skip.told})"
+                raise InputError(f"{where}; correct it") from None
+            rows.append(row)
+    for name in NUMBERS:
+        if item.format == CSV and rows and name in rows[0]:
+            for row, number in zip(rows, _numbers([row[name] for row in rows]), strict=True):
+                row[name] = number
+    return rows
+
+
+def _numbers(cells: list[str]) -> Sequence[float | str]:
+    """Cells as numbers if all of them are, else as they are."""
+    for kind in (int, float):
+        try:
+            return [kind(cell) for cell in cells]
+        except ValueError:
+            continue
+    return cells

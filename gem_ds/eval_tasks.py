@@ -12,7 +12,6 @@ from typing import Any
 
 import datasets
 import mteb
-import pyarrow.parquet as pq
 from mteb.abstasks import (
     AbsTask,
     AbsTaskClassification,
@@ -26,7 +25,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from pydantic import ValidationError
 
 from gem_ds.errors import InputError
-from gem_ds.eval_data import Needed, check_hub, local
+from gem_ds.eval_data import Needed, check_hub, local, table
 
 TASK = "task.json"
 # The paper's, in the version that it could have meant: English, as in mteb's first benchmark.
@@ -84,6 +83,7 @@ FORMS = {
         {"min_score": 0, "max_score": 5},
     ),
 }
+QRELS = ("query-id", "corpus-id", "score")
 COPY = "copy the whole dataset as the hub has it, README.md included"
 KEYS = {"name", "type", "languages", "main_score", "splits", "description", "prompt"}
 
@@ -183,7 +183,7 @@ class _Own(AbsTask):  # type: ignore[misc]
         splits = [*self.eval_splits, *(["train"] if self.train else [])]
         if self.columns:
             self.dataset = datasets.DatasetDict(
-                {split: _table(self.folder / split, self.columns) for split in splits}
+                {split: table(self.folder / split, self.columns) for split in splits}
             )
         else:
             self.dataset = {"default": {split: self._retrieval(split) for split in splits}}
@@ -191,12 +191,16 @@ class _Own(AbsTask):  # type: ignore[misc]
 
     def _retrieval(self, split: str) -> dict[str, Any]:
         relevant: dict[str, dict[str, int]] = {}
-        qrels = _table(self.folder / "qrels" / split, ("query-id", "corpus-id", "score"))
+        qrels = table(self.folder / "qrels" / split, QRELS)
         for row in qrels:
-            relevant.setdefault(str(row["query-id"]), {})[str(row["corpus-id"])] = int(row["score"])
+            query, text, score = (row[name] for name in QRELS)
+            if not isinstance(score, int | float) or not float(score).is_integer():
+                where = self.folder / "qrels" / split
+                raise InputError(f"{where} has the score {score!r}; give whole numbers")
+            relevant.setdefault(str(query), {})[str(text)] = int(score)
         top_ranked = None
         if self.metadata.type == "Reranking":
-            rows = _table(self.folder / "top_ranked" / split, ("query-id", "corpus-ids"))
+            rows = table(self.folder / "top_ranked" / split, ("query-id", "corpus-ids"))
             top_ranked = {str(r["query-id"]): [str(i) for i in r["corpus-ids"]] for r in rows}
         corpus, queries = (_with_ids(self.folder / name) for name in ("corpus", "queries"))
         unknown = relevant.keys() - set(queries["id"])
@@ -215,37 +219,14 @@ class _Own(AbsTask):  # type: ignore[misc]
 
 
 def _with_ids(path: Path) -> Any:
-    table = _table(path, ("text",))
-    if "_id" in table.column_names:
-        table = table.rename_column("_id", "id")
-    if "id" not in table.column_names:
+    texts = table(path, ("text",))
+    if "_id" in texts.column_names:
+        texts = texts.rename_column("_id", "id")
+    if "id" not in texts.column_names:
         raise InputError(f"{path} has no column _id; give each text one")
-    if table.features["id"].dtype == "string":
-        return table
-    return table.cast_column("id", datasets.Value("string"))
-
-
-def _table(stem: Path, columns: Sequence[str]) -> Any:
-    """The rows of ``stem.jsonl`` or ``stem.parquet``, after a check of the columns."""
-    paths = [stem.with_name(stem.name + ending) for ending in (".jsonl", ".parquet")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise InputError(f"{' or '.join(map(str, paths))} is missing; put the task's data there")
-    try:
-        if path.suffix == ".parquet":
-            table = datasets.Dataset(pq.read_table(path))
-        else:
-            with path.open(encoding="utf-8") as lines:
-                table = datasets.Dataset.from_list([json.loads(line) for line in lines])
-    except (ValueError, TypeError, AttributeError) as error:  # pyarrow's are ValueErrors, too
-        raise InputError(f"{path} cannot be read ({error}); correct it") from error
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise InputError(
-            f"{path} has the columns {', '.join(table.column_names)}, but not "
-            f"{', '.join(missing)}; name them so"
-        )
-    return table
+    if texts.features["id"].dtype == "string":
+        return texts
+    return texts.cast_column("id", datasets.Value("string"))
 
 
 def own_task(folder: Path) -> Any:

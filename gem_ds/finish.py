@@ -8,7 +8,7 @@ from gem_ds import files, inputs, job, tokenization
 from gem_ds.documents import KINDS
 from gem_ds.files import replacing
 from gem_ds.manifest import TOKENIZER, FileEntry, Manifest
-from gem_ds.records import BAD
+from gem_ds.records import is_bad
 from gem_ds.tally import Tally
 from gem_ds.units import Plan
 
@@ -114,8 +114,8 @@ def _list_skipped(plan: Plan, folder: Path, receipts: list[dict[str, Any]]) -> s
                     out.write(
                         json.dumps({"file": item.path, "line": line, "reason": reason}) + "\n"
                     )
-                    if not first_bad and reason in BAD:
-                        first_bad = f"{item.path}:{line}: {reason}"
+                    if not first_bad and is_bad(reason):
+                        first_bad = f"{item.path}:{line}: {entry.get('told', reason)}"
     return first_bad
 
 

@@ -3,31 +3,41 @@
 | --input | what it stands for |
 |---|---|
 | ``corpus.jsonl``, ``*.parquet`` | a file; the files that a pattern matches |
-| ``folder`` | the corpus files below it; a dataset that `datasets` saved there |
+| ``folder``, ``corpus.zip`` | the files in it; a dataset that `datasets` saved there |
 | ``s3://bucket/folder`` | the same in an object store, by fsspec, but no saved dataset |
 | ``dataset:NAME``, ``dataset:NAME:SPLIT``, ``dataset:NAME:CONFIG:SPLIT`` | streamed by `datasets` |
 
-In a mixture each has the name of its source in front: ``web=folder``. What is in them is read by
-`sources` and `tables`.
+In a mixture each has the name of its source in front: ``web=folder``. `folders` says which files
+of a folder are left out; `sources` and `tables` read what is in a file.
 """
 
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from gem_ds import stores
+from gem_ds import folders, json_documents, stores
+from gem_ds.compression import COMPRESSIONS
 from gem_ds.errors import InputError
+from gem_ds.folders import LeftOut
+from gem_ds.streams import Stream
 
-JSONL, PARQUET, TEXT, SAVED, STREAMED = "jsonl", "parquet", "text", "saved dataset", "dataset"
+JSONL, JSON, CSV, PARQUET, ARROW, TEXT = "jsonl", "json", "csv", "parquet", "arrow", "text"
+SAVED, STREAMED = "saved dataset", "dataset"
 FORMATS = {
     ".jsonl": JSONL,
     ".ndjson": JSONL,
-    ".json": JSONL,
-    ".parquet": PARQUET,
+    ".json": JSON,
+    ".csv": CSV,
+    ".tsv": CSV,
     ".txt": TEXT,
+    ".parquet": PARQUET,
+    ".arrow": ARROW,
+    ".feather": ARROW,
 }
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+TABLES = (PARQUET, ARROW)  # compressed inside, and read from any place on
 DATASET = "dataset:"
 
 
@@ -47,14 +57,15 @@ class Input:
     source: str = ""
 
 
-def find(names: Sequence[str], sources: Sequence[str] = ()) -> list[Input]:
+def find(names: Sequence[str], sources: Sequence[str] = (), output: str = "") -> list[Input]:
     """The inputs that `names` stand for, in order; those in a folder in the order of their names.
 
-    With `sources`, the names of a mixture, each is ``source=name``. In a folder, hidden files are
-    left out, and a bare ``.json``: there it mostly describes the data. Raises `InputError` for what
-    is missing, given twice, not to be read, or of no known format.
+    With `sources`, the names of a mixture, each is ``source=name``. What a folder or a pattern has
+    besides is named on stderr, among it what lies in `output` or is a folder of shards itself.
+    Raises `InputError` for what is missing, given twice, not to be read, or of no known format.
     """
     found: list[Input] = []
+    left_out = LeftOut()
     for name in names:
         source, path = "", name
         if sources:
@@ -64,7 +75,7 @@ def find(names: Sequence[str], sources: Sequence[str] = ()) -> list[Input]:
                     f"--input {name}: in a mixture, give each input the name of its source in "
                     f"front, such as {sources[0]}={path or name}"
                 )
-        found += [replace(item, source=source) for item in _expand(path)]
+        found += [replace(item, source=source) for item in _expand(path, output, left_out)]
     missing = set(sources) - {item.source for item in found}
     if missing:
         raise InputError(f"--mix names {sorted(missing)[0]!r}, but no --input is of that name")
@@ -75,6 +86,8 @@ def find(names: Sequence[str], sources: Sequence[str] = ()) -> list[Input]:
             other = f", the other time as {seen[real]}" if seen[real] != item.path else ""
             raise InputError(f"--input gives {item.path} twice{other}; give it once")
         seen[real] = item.path
+    if left_out:
+        print(f"warning: {left_out}", file=sys.stderr)
     return found
 
 
@@ -93,7 +106,40 @@ def dataset_parts(path: str) -> tuple[str, str | None, str]:
     return name, rest[0] if len(rest) == 2 else None, rest[-1] if rest else "train"
 
 
-def _expand(name: str) -> list[Input]:
+def as_input(path: str, form: str | None = None, compression: str | None = None) -> Input:
+    """The file at a path, of a format and compression, or of what its name says.
+
+    Raises `InputError`.
+    """
+    form = form or _known_format(path)
+    item = _look(path, form)
+    if compression:
+        item = replace(item, compression=compression)
+    if form in (JSON, JSONL):
+        is_json = form == JSON or is_named(path, ".json")
+        stream = Stream(path, item.compression, 0, item.size)
+        is_document = False
+        if is_json or "://" not in path:  # a look at every file of a store is a request each
+            with contextlib.suppress(*stores.DAMAGES):  # who reads it all says where it is damaged
+                is_document = json_documents.is_document(stream, is_json)
+        item = replace(item, format=JSON if is_document else JSONL)
+    return item
+
+
+def is_named(path: str, *endings: str) -> bool:
+    """Whether a file's name has one of these endings, its compression left out."""
+    return _endings(path)[0] in endings
+
+
+def stem_of(path: str) -> str | None:
+    """A path without the endings that tell its format; None for plain text and what is unknown."""
+    ending, _ = _endings(path)
+    if FORMATS.get(ending, TEXT) == TEXT or not _format(path):
+        return None
+    return path[: path.lower().rindex(ending)]
+
+
+def _expand(name: str, output: str, left_out: LeftOut) -> list[Input]:
     if not name:
         raise InputError("an --input is empty; give a file, a folder or an address")
     if name.startswith(DATASET):
@@ -104,14 +150,30 @@ def _expand(name: str) -> list[Input]:
     folder = os.path.abspath(os.path.expanduser(name))
     if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
         raise InputError(f"{folder} is a dataset of several splits; give one of the folders in it")
-    if all(os.path.isfile(os.path.join(folder, n)) for n in ("state.json", "dataset_info.json")):
+    if folders.is_saved_dataset(folder):
         return [_look(folder, SAVED)]
-    paths = stores.find(name, _is_wanted)
-    if not paths and os.path.isdir(folder):
-        raise InputError(f"the folder {folder} holds no corpus file ({_known()})")
-    if not paths:
+    if output and folders.is_below(folder, output):
+        raise InputError(f"--input {name} lies in --output {output}; give another --output")
+    paths, base = stores.find(name, _is_known)
+    if not paths and not base:
         raise InputError(f"there is no corpus file {name}; correct --input")
-    return [_look(path, _known_format(path)) for path in paths]
+    is_one = [os.path.normpath(path) for path in paths] == [folder] or paths == [name]
+    if not is_one:
+        paths = folders.choose(paths, base, output, _is_known, left_out)
+    found: list[Input] = []
+    for path in paths:
+        if path.lower().endswith(".zip") and not path.startswith(stores.ZIP):
+            inside = folders.choose(stores.members(path), path, "", _is_in_zip, left_out)
+            found += [as_input(member) for member in inside]
+        elif path.endswith("/"):
+            found.append(_look(path.rstrip("/"), SAVED))
+        else:
+            found.append(as_input(path))
+    if not found:
+        what = f"the folder {base}" if base else name
+        told = f": {left_out}" if left_out else ""
+        raise InputError(f"{what} holds no corpus file ({_known()}){told}")
+    return found
 
 
 def _look(path: str, form: str) -> Input:
@@ -123,7 +185,7 @@ def _look(path: str, form: str) -> Input:
         return Input(path, form, None, *_folder_state(name))
     if form == SAVED:
         return Input(path, form, None, *_folder_state(path))
-    return Input(path, form, COMPRESSIONS.get(PurePosixPath(path).suffix), *stores.state(path))
+    return Input(path, form, _endings(path)[1], *stores.state(path))
 
 
 def _in_folder(path: str) -> bool:
@@ -152,25 +214,38 @@ def _commit(name: str) -> str:
         ) from error
 
 
-def _is_wanted(name: str) -> bool:
-    """Whether a file of a folder, by its path in there, is one of the corpus."""
-    hidden = any(part.startswith(".") for part in name.split("/"))
-    return not hidden and _format(name) is not None and not name.endswith(".json")
-
-
 def _known() -> str:
-    return f"{', '.join(FORMATS)}; all but .parquet also with {' or '.join(COMPRESSIONS)}"
+    return f"{', '.join(FORMATS)}; all but tables also with {', '.join(COMPRESSIONS)} or in a .zip"
 
 
-def _format(name: str) -> str | None:
-    path = PurePosixPath(name)
-    compressed = path.suffix in COMPRESSIONS
-    form = FORMATS.get(path.with_suffix("").suffix if compressed else path.suffix)
-    return None if form == PARQUET and compressed else form
+def _endings(path: str) -> tuple[str, str | None]:
+    """The ending that tells a file's format, and its compression."""
+    name = PurePosixPath(path.rpartition("::")[0] if path.startswith(stores.ZIP) else path)
+    compression = COMPRESSIONS.get(name.suffix.lower())
+    if compression:
+        name = name.with_suffix("")
+    elif path.startswith(stores.ZIP):
+        compression = stores.ZIPPED
+    return name.suffix.lower(), compression
 
 
-def _known_format(name: str) -> str:
-    form = _format(name)
+def _format(path: str) -> str | None:
+    ending, compression = _endings(path)
+    form = FORMATS.get(ending)
+    return None if form in TABLES and compression else form
+
+
+def _is_known(path: str) -> bool:
+    """Whether a file of a folder is one that can be read."""
+    return _format(path) is not None or path.lower().endswith(".zip")
+
+
+def _is_in_zip(path: str) -> bool:
+    return _format(path) is not None
+
+
+def _known_format(path: str) -> str:
+    form = _format(path)
     if not form:
-        raise InputError(f"{name} is of no known format; rename it to one of {_known()}")
+        raise InputError(f"{path} is of no known format; convert it to one of {_known()}")
     return form

@@ -10,25 +10,32 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from gem_ds.errors import InputError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 Tell = Callable[[int], None]  # how much was done, as it is done
-Task = Callable[[Item, Tell], None]
+Task = Callable[[Item, Tell], Result]
 RETRIES = 2  # of an item whose worker died
 FAILURES = 3  # items that fail before no others are begun
 
 
 @dataclass
 class _Worker(Generic[Item]):
-    """A process with a pipe: items go in; what was told, None for done or what failed comes out."""
+    """A process with a pipe: items go in; what was told, `_Done` or what failed comes out."""
 
     process: Any
     pipe: Connection
     item: Item
     tries: int = 0
+
+
+class _Done(NamedTuple):
+    """An item is done, and what its task returned."""
+
+    result: Any
 
 
 def cores() -> int:
@@ -37,19 +44,20 @@ def cores() -> int:
 
 
 def run(
-    task: Task[Item],
+    task: Task[Item, Result],
     items: Sequence[Item],
     workers: int,
     describe: Callable[[Item], str],
     tell: Tell,
     warn: Callable[[str], None],
-) -> Iterator[Item]:
+) -> Iterator[tuple[Item, Result]]:
     """Do ``task(item, tell)`` for all items, begun in their order, in `workers` processes.
 
-    Yields items as they are done. What a task tells, `tell` is told here. An item whose worker dies
-    is done again by a new one, up to `RETRIES` times, which `warn` is told. An item that fails, by
-    an `InputError` or for good, does not stop the others until there are `FAILURES` of them; at the
-    end an `InputError` tells of them. Any other exception is raised at once. No worker is left.
+    Yields items and what the task returned for them, as they are done. What a task tells, `tell` is
+    told here. An item whose worker dies is done again by a new one, up to `RETRIES` times, which
+    `warn` is told. An item that fails, by an `InputError` or for good, does not stop the others
+    until there are `FAILURES` of them; at the end an `InputError` tells of them. Any other
+    exception is raised at once. No worker is left.
     """
     context = multiprocessing.get_context("forkserver")  # a fork would copy locks and threads
     context.set_forkserver_preload([str(getattr(task, "func", task).__module__)])
@@ -95,8 +103,8 @@ def run(
                     tell(said)
                     continue
                 idle.append(busy.pop(worker.pipe))
-                if said is None:
-                    yield worker.item
+                if isinstance(said, _Done):
+                    yield worker.item, said.result
                 elif isinstance(said, InputError):
                     failures.append(str(said))
                 else:
@@ -137,7 +145,7 @@ def _bury(
         )
 
 
-def _serve(task: Task[Any], pipe: Connection) -> None:
+def _serve(task: Task[Any, Any], pipe: Connection) -> None:
     """A worker's life. Ctrl-C is left to the main process, and its end, whatever it be, is ours."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -152,10 +160,10 @@ def _serve(task: Task[Any], pipe: Connection) -> None:
         while True:
             item = pipe.recv()
             try:
-                task(item, pipe.send)
+                result = task(item, pipe.send)
             except InputError as error:
                 pipe.send(InputError(str(error)))
             except Exception:
                 pipe.send(traceback.format_exc())
             else:
-                pipe.send(None)
+                pipe.send(_Done(result))

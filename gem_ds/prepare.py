@@ -7,6 +7,7 @@ missing. Shards depend on the plan, never on who did which unit when.
 
 import contextlib
 import fcntl
+import functools
 import os
 import platform
 import shutil
@@ -31,7 +32,6 @@ from gem_ds import (
     mixture,
     pool,
     shards,
-    sources,
     tokenization,
     units,
 )
@@ -40,6 +40,7 @@ from gem_ds.errors import InputError
 from gem_ds.inputs import Input
 from gem_ds.manifest import MANIFEST, TOKENIZER, Manifest
 from gem_ds.prepare_config import LOCAL, RAY, PrepareConfig
+from gem_ds.sources import Part
 from gem_ds.tokenization import Vocabulary
 from gem_ds.units import PLAN, Plan
 
@@ -64,7 +65,7 @@ def prepare(config: PrepareConfig) -> Manifest | None:
     began = time.monotonic()
     output = Path(config.output)
     shares = mixture.parse(config.mix)
-    found = inputs.find(config.input, list(shares))
+    found = inputs.find(config.input, list(shares), config.output)
     base = tokenization.load(config.tokenizer)
     vocab, summary_ids = tokenization.add_summary_tokens(base, config.summary_tokens)
     asked = settings(config, list(shares), vocab, summary_ids)
@@ -168,17 +169,15 @@ def _plan(
     largest = round(config.unit_megabytes * 1_000_000)
     for item in units.uncut(found, largest):
         print(
-            f"warning: {item.path} is compressed and cannot be cut: one worker does all of it "
-            f"({item.size / 1e6:,.0f} MB); several smaller files would go faster",
+            f"warning: {item.path} cannot be cut, since it is {item.compression or item.format}: "
+            f"one worker does all of it ({item.size / 1e6:,.0f} MB); several smaller files, or "
+            "files of JSON lines, would go faster",
             file=sys.stderr,
         )
-    kinds = asked["kinds"]
-    cut = units.cut(
-        found, lambda item: job.fields_of(asked, set(kinds[item.source])), config.text_unit, largest
-    )
+    cut = units.cut(found, functools.partial(_fields, asked), config.text_unit, largest)
     drawn: dict[str, mixture.Source] = {}
     if shares:
-        cut, sizes = _counted(cut, found, config.text_unit)
+        cut, sizes = _counted(cut, found, asked, config.workers or pool.cores())
         drawn = mixture.sources(shares, sizes, config.mix_records, config.seed)
     shutil.rmtree(output / TOKENIZER, ignore_errors=True)
     tokenization.save(vocab, output / TOKENIZER)
@@ -190,18 +189,44 @@ def _plan(
 
 
 def _counted(
-    cut: list[list[sources.Part]], found: list[Input], text_unit: str
-) -> tuple[list[list[sources.Part]], dict[str, int]]:
-    """The parts with how many records of their source come before each; the sources' sizes."""
+    cut: list[list[Part]], found: list[Input], asked: dict[str, Any], workers: int
+) -> tuple[list[list[Part]], dict[str, int]]:
+    """The parts with how many records of their source come before each; the sources' sizes.
+
+    Worker processes count. Raises `InputError` for an input that cannot be read or counted.
+    """
+    counts: dict[int, list[int]] = {}
+    task = functools.partial(_count, cut=cut, found=found, asked=asked)
+    with tqdm(total=len(cut), desc="counting", unit="unit", disable=None) as bar:
+        warn = functools.partial(tqdm.write, file=sys.stderr)
+        done = pool.run(task, range(len(cut)), workers, "unit {}".format, bar.update, warn)
+        for unit, found_there in done:
+            counts[unit] = found_there
+            bar.update()
     sizes: Counter[str] = Counter()
-    counted: list[list[sources.Part]] = []
-    for unit in tqdm(cut, desc="counting", unit="unit", disable=None):
+    counted: list[list[Part]] = []
+    for i, unit_parts in enumerate(cut):
         counted.append([])
-        for part in unit:
+        for part, n in zip(unit_parts, counts[i], strict=True):
             source = found[part.input].source
             counted[-1].append(part._replace(first=sizes[source]))
-            sizes[source] += units.count(found[part.input], part, text_unit)
+            sizes[source] += n
     return counted, sizes
+
+
+def _count(
+    unit: int, _: pool.Tell, *, cut: list[list[Part]], found: list[Input], asked: dict[str, Any]
+) -> list[int]:
+    """The records of each part of a unit."""
+    return [
+        units.count(item, part, _fields(asked, item), asked["text_unit"])
+        for part in cut[unit]
+        for item in [found[part.input]]
+    ]
+
+
+def _fields(asked: dict[str, Any], item: Input) -> list[str]:
+    return job.fields_of(asked, set(asked["kinds"][item.source]))
 
 
 def _check_space(output: Path, found: list[Input], asked: dict[str, Any]) -> None:

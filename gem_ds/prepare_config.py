@@ -22,8 +22,9 @@ class PrepareConfig:
 
     input: list[str] = field(
         metadata={
-            "help": "files, folders, patterns or addresses of .jsonl, .txt (also .gz, .zst) or "
-            ".parquet; dataset:NAME:SPLIT; with --mix, each as source=..."
+            "help": "files, folders, patterns or addresses of .jsonl, .json, .csv, .tsv, .txt "
+            "(also .gz, .zst, .bz2, .xz, .zip), .parquet, .arrow or .feather; dataset:NAME:SPLIT; "
+            "with --mix, each as source=..."
         }
     )
     tokenizer: str = field(metadata={"help": "folder or hub name of the model's tokenizer"})
@@ -36,9 +37,15 @@ class PrepareConfig:
     )
     summary_tokens: int = _flag(8, "number k of summary tokens (the paper's: 1)")
     text_field: str = _flag("text", "field or column of the text")
-    context_field: str = _flag("context", "field of the context, for kind pair")
-    answer_field: str = _flag("answer", "field of the answer, for kind pair")
-    messages_field: str = _flag("", "field of chat messages, which make the pairs instead")
+    context_field: str = _flag("context", "field of the context, such as a query, for kind pair")
+    answer_field: str = _flag(
+        "answer",
+        "field of the answer, for kind pair; a list gives a pair each (negatives are not used)",
+    )
+    messages_field: str = _flag(
+        "",
+        "field of chat messages (role and content, or from and value), which make the pairs",
+    )
     chat_date: str = _flag("", "day, as 2026-01-31, for chat templates that write today's date")
     text_unit: str = _flag("paragraph", "what a record of plain text is", choices=sources.UNITS)
     cut: str = _flag("uniform", "where a continuation is cut: uniform, sentence, or 32-256 tokens")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gem_ds import documents, inputs, job, shards, sources, texts
-from gem_ds.documents import Document, Pair
+from gem_ds.documents import Document
 from gem_ds.errors import InputError
 from gem_ds.job import Job
 from gem_ds.manifest import FileEntry
@@ -144,14 +144,16 @@ class _Unit:
                 if draw.epoch != epoch:
                     continue
                 try:
-                    if isinstance(text.ids, Pair):
-                        made = [documents.of_pair(text.ids, draw, text.recipe, notes)]
+                    if isinstance(text.ids, list):
+                        made = documents.of_pairs(text.ids, draw, text.recipe, notes)
                     else:
                         made = documents.of_text(text.ids, draw, text.recipe, notes)
                 except Skip as reason:
                     self._skip(text.record, reason, 1)
                     continue
                 self.tally.written += 1
+                if text.has_negatives:
+                    notes["records_whose_negatives_are_not_used"] += 1
                 self.tally.documents.update(document.kind for document in made)
                 found += made
         return found
@@ -159,11 +161,11 @@ class _Unit:
     def _skip(self, record: Record, reason: Skip, times: int) -> None:
         """Leave out a record that is drawn so many times."""
         self.tally.skipped[str(reason)] += times
-        self.quarantine.add(record, str(reason))
+        self.quarantine.add(record, reason)
         if self.tally.is_hopeless():
             path = self.job.plan.inputs[self.parts[record.part].input].path
             raise InputError(
                 f"{self.job.plan.where(self.number)}: none of the first {self.tally.records:,} "
                 f"records could be read, the last ({path}, line {record.line}) for the reason: "
-                f"{reason}; correct them or the options"
+                f"{reason.told}; correct them or the options"
             )

@@ -1,25 +1,22 @@
 """Reading parts of a corpus: blocks of raw records.
 
 A part is what can be read by itself: a stretch of a file between line breaks, row groups, rows.
-Each record has the place where it begins, which names it whatever the parts are. Decoding one is
-left to `records`, so one bad byte costs its record, never its file. What inputs there are,
-`inputs` says; how tables are read, `tables`; how inputs are cut into parts, `units`.
+Each record has the place where it begins, which names it whatever the parts are. `records` decodes
+one, so one bad byte costs its record, never its file. `inputs` says what inputs there are and
+`units` how they are cut into parts; `streams`, `json_documents`, `delimited` and `tables` read the
+formats.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pyarrow as pa
+from gem_ds import delimited, json_documents, stores, streams, tables
+from gem_ds.inputs import ARROW, CSV, JSON, JSONL, STREAMED, TEXT, Input
+from gem_ds.records import Record, is_blank, record_id
+from gem_ds.streams import Raw, Stream
 
-from gem_ds import stores, tables
-from gem_ds.errors import InputError
-from gem_ds.inputs import JSONL, STREAMED, TEXT, Input
-from gem_ds.records import MAX_RECORD, OFFSET_BITS, Record, record_id
-
-BLOCK_BYTES = 1 << 18  # raw text in a block, unless one record is longer
 BLOCK_RECORDS = 1 << 14
-BOM = b"\xef\xbb\xbf"
 UNITS = ("paragraph", "file")
 
 
@@ -35,14 +32,6 @@ class Part(NamedTuple):
     end: int
     n_bytes: int
     first: int | None = None
-
-
-class Raw(NamedTuple):
-    """A record as it was read: its line or row (1-based, in the part), its place, its content."""
-
-    line: int
-    offset: int
-    item: Any
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,7 @@ def blocks(
     columns: Callable[[Input], Sequence[str]],
     text_unit: str = "paragraph",
 ) -> Iterator[Block]:
-    """All records of some parts, in order, in blocks of about `BLOCK_BYTES`.
+    """All records of some parts, in order, in blocks of about `streams.BLOCK_BYTES`.
 
     `columns` says which fields of an input will be asked for; a table without one of them raises
     `InputError`, as does a damaged file. A record of plain text is a paragraph (what lies between
@@ -79,11 +68,11 @@ def blocks(
             for raw in reader.records(columns(item), text_unit):
                 reader.line = raw.line
                 identity = record_id(part.input, raw.offset)
-                is_json = item.format == JSONL
+                is_json = item.format in (JSONL, JSON)
                 records.append(Record(identity, number, raw.line, ordinal, is_json, raw.item))
                 ordinal += 1
                 size += _size(raw.item)
-                if size >= BLOCK_BYTES or len(records) >= BLOCK_RECORDS:
+                if size >= streams.BLOCK_BYTES or len(records) >= BLOCK_RECORDS:
                     yield Block(number, records, reader.n_lines, reader.position)
                     records, size = [], 0
         yield Block(number, records, reader.n_lines, part.n_bytes)
@@ -108,19 +97,23 @@ def _size(content: Any) -> int:
     return len(content) if isinstance(content, str | bytes) else 0
 
 
-class Reader:
-    """Reads one part.
-
-    `n_lines` and `position`, in bytes of its weight, say how far it is; `line` is to be the line of
-    the last record that was used.
-    """
+class Reader(Stream):
+    """Reads one part. `line` is to be the line of the last record that was used."""
 
     def __init__(self, item: Input, part: Part) -> None:
+        super().__init__(item.path, item.compression, part.start, part.end)
         self.item = item
         self.part = part
-        self.n_lines = 0
-        self.position = 0
+        self.n_rows_read = 0
+        self.n_rows = 0
         self.line = 0
+
+    @property
+    def position(self) -> int:
+        """How far it is, in bytes of the part's weight."""
+        if self.item.format in tables.FORMATS:
+            return self.part.n_bytes * self.n_rows_read // self.n_rows if self.n_rows else 0
+        return self.part.n_bytes * self.n_read // max(1, self.end - self.start)
 
     def where(self) -> str:
         """How far it is, for people."""
@@ -131,101 +124,24 @@ class Reader:
 
     def records(self, columns: Sequence[str], text_unit: str) -> Iterator[Raw]:
         """The records of the part, whatever its format."""
-        if self.item.format in tables.FORMATS:
+        form = self.item.format
+        if form in tables.FORMATS:
             return self._rows(columns)
-        if self.item.format == TEXT:
-            return self._whole() if text_unit == "file" else self.paragraphs()
-        return (raw for raw in self.lines() if not _is_blank(raw.item))
-
-    def _chunks(self) -> Iterator[bytes]:
-        """The bytes of a part, decompressed; Arrow notices when a stream is cut short."""
-        part, item = self.part, self.item
-        if part.end == part.start:
-            return
-        with stores.opened(item.path) as file:
-            file.seek(part.start)
-            stream = pa.CompressedInputStream(file, item.compression) if item.compression else file
-            at = part.start
-            while at < part.end or item.compression:
-                left = BLOCK_BYTES if item.compression else part.end - at
-                chunk = stream.read(min(BLOCK_BYTES, left))
-                if not chunk:
-                    break
-                at += len(chunk)
-                self.n_lines += chunk.count(b"\n")
-                self.position = (file.tell() - part.start) * part.n_bytes // (part.end - part.start)
-                yield chunk
-        if at < part.end and not item.compression:
-            raise EOFError(f"it ends after {at:,} bytes, but had {item.size:,} at first")
-
-    def lines(self) -> Iterator[Raw]:
-        """Lines without their newline, a byte-order mark removed; None for one too long."""
-        line, offset = 1, self.part.start
-        rest: list[bytes] = []  # the beginning of a line that goes on in the next chunk
-        size = 0
-
-        def line_whole() -> bytes | None:
-            text = b"".join(rest) if size <= MAX_RECORD else None
-            return text.removeprefix(BOM) if text and offset == 0 else text
-
-        for chunk in self._chunks():
-            for i, piece in enumerate(chunk.split(b"\n")):
-                if i:
-                    yield Raw(line, offset, line_whole())
-                    line, offset, rest, size = line + 1, offset + size + 1, [], 0
-                size += len(piece)
-                if size <= MAX_RECORD:
-                    rest.append(piece)
-        if size:
-            yield Raw(line, offset, line_whole())
-        if offset >= 1 << OFFSET_BITS:
-            raise InputError(f"{self.item.path} has more text than 16 TiB; split it")
-
-    def paragraphs(self) -> Iterator[Raw]:
-        """What lies between blank lines, newlines inside kept."""
-        paragraph: list[bytes] = []
-        line, offset, size = 0, 0, 0
-
-        def paragraph_whole() -> bytes | None:
-            return b"\n".join(paragraph).removesuffix(b"\r") if size <= MAX_RECORD else None
-
-        for raw in self.lines():
-            if _is_blank(raw.item):
-                if size:
-                    yield Raw(line, offset, paragraph_whole())
-                paragraph, size = [], 0
-                continue
-            if not size:
-                line, offset = raw.line, raw.offset
-            size += MAX_RECORD + 1 if raw.item is None else len(raw.item) + 1
-            if size <= MAX_RECORD:
-                paragraph.append(raw.item)
-        if size:
-            yield Raw(line, offset, paragraph_whole())
-
-    def _whole(self) -> Iterator[Raw]:
-        """All of the file as one record."""
-        pieces: list[bytes] = []
-        size = 0
-        for chunk in self._chunks():
-            size += len(chunk)
-            if size <= MAX_RECORD:
-                pieces.append(chunk)
-        if size:
-            text = b"".join(pieces).removeprefix(BOM) if size <= MAX_RECORD else None
-            yield Raw(1, 0, text)
+        if form == JSON:
+            return json_documents.records(self, columns)
+        if form == CSV:
+            return delimited.rows(self, columns)
+        if form == TEXT:
+            return self.whole() if text_unit == "file" else self.paragraphs()
+        return (raw for raw in self.lines() if not is_blank(raw.item))
 
     def _rows(self, columns: Sequence[str]) -> Iterator[Raw]:
         """Rows as dicts by column."""
-        item, (_, start, end, n_bytes, _) = self.item, self.part
-        n_rows = tables.n_rows(item, start, end)
-        for i, (place, cells) in enumerate(tables.rows(item, start, end, columns), 1):
-            if n_rows:
-                self.position = n_bytes * i // n_rows
-            if item.format == STREAMED:
+        if self.item.format != ARROW:  # whose rows only reading it would tell
+            self.n_rows = tables.n_rows(self.item, self.part.start, self.part.end)
+        rows = tables.rows(self.item, self.part.start, self.part.end, columns)
+        for i, (place, cells) in enumerate(rows, 1):
+            self.n_rows_read = i
+            if self.item.format == STREAMED:
                 self.n_lines = i
             yield Raw(self.n_lines or place + 1, place, cells)
-
-
-def _is_blank(text: bytes | None) -> bool:
-    return text is not None and (not text or text.isspace())

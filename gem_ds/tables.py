@@ -1,4 +1,4 @@
-"""Rows of tables: Parquet files, datasets that `datasets` saved, and those that it streams.
+"""Rows of tables: Parquet and Arrow files, datasets that `datasets` saved, those that it streams.
 
 Arrow does not check that text is UTF-8. One bad byte costs its record here, not its table.
 """
@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from gem_ds import inputs, stores
 from gem_ds.errors import InputError
-from gem_ds.inputs import PARQUET, SAVED, STREAMED, Input
-from gem_ds.records import OFFSET_BITS
+from gem_ds.inputs import ARROW, PARQUET, SAVED, STREAMED, Input
+from gem_ds.records import OFFSET_BITS, check_columns
 
-FORMATS = (PARQUET, SAVED, STREAMED)
+FORMATS = (PARQUET, ARROW, SAVED, STREAMED)
+ARROW_FILE = b"ARROW1"  # how one in the format of files begins
 BATCH = 256  # rows decoded at once
 # Rows of a streamed dataset are counted in each shard from 0; its number goes before them.
 ROW_BITS = 28
@@ -25,7 +26,9 @@ NOT_UTF8 = b"\xff"  # stands for a cell that cannot be decoded: it cannot either
 
 
 def extent(item: Input) -> int:
-    """Into how many pieces a table can be cut: row groups, rows or shards."""
+    """Into how many pieces a table can be cut: row groups, rows or shards; an Arrow file is one."""
+    if item.format == ARROW:
+        return 1
     if item.format == PARQUET:
         with parquet(item) as file:
             return int(file.metadata.num_row_groups)
@@ -38,7 +41,10 @@ def extent(item: Input) -> int:
 
 
 def n_rows(item: Input, start: int, end: int) -> int:
-    """The rows in pieces ``[start, end)``; 0 where only reading them would tell."""
+    """The rows in pieces ``[start, end)``; 0 where only a download would tell."""
+    if item.format == ARROW:
+        with _batches(item) as (_, batches):
+            return sum(batch.num_rows for batch in batches)
     if item.format == PARQUET:
         with parquet(item) as file:
             return sum(file.metadata.row_group(g).num_rows for g in range(start, end))
@@ -54,6 +60,7 @@ def rows(
     """
     read: dict[str, Callable[..., Iterator[tuple[int, dict[str, Any]]]]] = {
         PARQUET: _parquet_rows,
+        ARROW: _arrow_rows,
         SAVED: _saved_rows,
         STREAMED: _streamed_rows,
     }
@@ -77,7 +84,7 @@ def _parquet_rows(
     item: Input, start: int, end: int, columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     with parquet(item) as file:
-        _check_columns(item, columns, file.schema_arrow.names)
+        check_columns(item.path, columns, file.schema_arrow.names)
         place = sum(file.metadata.row_group(g).num_rows for g in range(start))
         batches = file.iter_batches(
             batch_size=BATCH,
@@ -90,11 +97,38 @@ def _parquet_rows(
             place += batch.num_rows
 
 
+@contextmanager
+def _batches(item: Input) -> Iterator[tuple[list[str], Iterator[Any]]]:
+    """The columns of an Arrow file and its batches, in the format of files or that of streams."""
+    with stores.opened(item.path) as file:
+        is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
+        file.seek(0)
+        if not is_file:
+            reader = pa.ipc.open_stream(file)
+            yield reader.schema.names, iter(reader)
+            return
+        reader = pa.ipc.open_file(file)
+        yield reader.schema.names, map(reader.get_batch, range(reader.num_record_batches))
+
+
+def _arrow_rows(
+    item: Input, start: int, end: int, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    with _batches(item) as (names, batches):
+        check_columns(item.path, columns, names)
+        place = 0
+        for batch in batches:
+            for at in range(0, batch.num_rows, BATCH):
+                piece = batch.slice(at, BATCH)
+                yield from enumerate(_dicts(piece, columns), place)
+                place += piece.num_rows
+
+
 def _saved_rows(
     item: Input, start: int, end: int, columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     dataset = _saved(item)
-    _check_columns(item, columns, dataset.column_names)
+    check_columns(item.path, columns, dataset.column_names)
     dataset = dataset.select_columns(list(columns)).with_format("arrow")
     for a, b in pairwise([*range(start, end, BATCH), end]):
         for batch in dataset[a:b].to_batches():
@@ -109,19 +143,10 @@ def _streamed_rows(
     for number in range(start, end):
         for i, cells in enumerate(dataset.shard(dataset.num_shards, number)):
             if i == 0:
-                _check_columns(item, columns, list(cells))
+                check_columns(item.path, columns, list(cells))
             if i >= 1 << ROW_BITS:
                 raise InputError(f"{item.path} has a shard of more than {i:,} rows; split it")
             yield number << ROW_BITS | i, {column: cells.get(column) for column in columns}
-
-
-def _check_columns(item: Input, columns: Sequence[str], there: Sequence[str]) -> None:
-    for column in columns:
-        if column not in there:
-            raise InputError(
-                f"{item.path} has no column {column!r} but {', '.join(there)}; name the right one "
-                "(--field, --text-field, --context-field, --answer-field, --messages-field)"
-            )
 
 
 def _dicts(batch: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
-from gem_ds.records import BAD, Record
+from gem_ds.records import Record, Skip, is_bad
 
 HOPELESS = 1000  # records, all bad, after which a unit is given up
 
@@ -44,7 +44,7 @@ class Tally:
 
     def bad(self) -> int:
         """The number of records that could not be decoded; empty ones are not bad."""
-        return sum(n for reason, n in self.skipped.items() if reason in BAD)
+        return sum(n for reason, n in self.skipped.items() if is_bad(reason))
 
     def is_hopeless(self) -> bool:
         """Whether every record so far, of many, was bad."""
@@ -68,12 +68,14 @@ class Tally:
 class Quarantine:
     """The list of a unit's records left out, a JSON line each: part, line in it, id, reason.
 
-    A context manager: the file appears when that ends without an error, if there is anything in it.
+    The first one of each reason also has what else is to be said of it. A context manager: the file
+    appears when that ends without an error, if there is anything in it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.n = 0
+        self._reasons: set[str] = set()
         self._stack = ExitStack()
 
     def __enter__(self) -> "Quarantine":
@@ -82,11 +84,15 @@ class Quarantine:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def add(self, record: Record, reason: str) -> None:
+    def add(self, record: Record, skip: Skip) -> None:
         """List a record."""
         if not self.n:
             temporary = self._stack.enter_context(replacing(self.path))
             self._out = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
+        reason = str(skip)
         entry = {"part": record.part, "line": record.line, "record": record.id, "reason": reason}
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            entry["told"] = skip.told
         self._out.write(json.dumps(entry) + "\n")
         self.n += 1

@@ -1,22 +1,20 @@
-"""Files of texts that somebody gives: one text a line, or a field of JSON lines or of a table.
+"""Files of texts that somebody gives: one text a line, or a field of JSON or of a table.
 
 Every text counts, in its order, the empty ones too: there is an answer for each, so what cannot be
-read is refused, not left out. A corpus to train on is the business of `sources`.
+read is refused, not left out. Standard input is a file like any other; it may be compressed.
+`sources` reads a corpus to train on.
 """
 
-import hashlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from gem_ds import inputs, sources, stores
+from gem_ds import compression, inputs, sources, stores
 from gem_ds.errors import InputError
-from gem_ds.inputs import JSONL, PARQUET, TEXT, Input
-from gem_ds.records import NO_FIELD, NOT_TEXT, NOT_UTF8, Record, Skip, encodable
+from gem_ds.inputs import ARROW, CSV, JSONL, PARQUET, TEXT, Input
+from gem_ds.records import NOT_TEXT, NOT_UTF8, Record, Skip, encodable
 
-FORMATS = (TEXT, JSONL, PARQUET)
+FORMATS = (TEXT, JSONL, CSV, PARQUET, ARROW)
 STDIN = "-"
 
 
@@ -27,16 +25,14 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of texts, or standard input, in which there is a text a line.
+    """A file of texts, or standard input.
 
-    `field` is where JSON lines and tables have the text, `id_field` where they have its id.
+    `field` is where JSON and tables have the text, `id_field` where they have its id.
     """
 
-    path: str
-    format: str
+    item: Input
     field: str
     id_field: str | None = None
-    given: bytes | None = None  # standard input, all of it
 
     @classmethod
     def find(
@@ -44,29 +40,35 @@ class TextFile:
     ) -> "TextFile":
         """The file at a path or address, its format by its ending or as said.
 
-        Raises `InputError` if there is none, or of a format unknown.
+        Standard input is text unless said otherwise. Raises `InputError` if there is no such file,
+        or its format is unknown.
         """
         if path == STDIN:
-            if form == PARQUET:
-                raise InputError("a table cannot be read from standard input; name a file")
-            return cls("standard input", form or TEXT, field, id_field, sys.stdin.buffer.read())
-        if form is None:
-            found = inputs.find([path])
-            if len(found) != 1 or found[0].format not in FORMATS:
-                raise InputError(f"{path} is not one file of texts; give one file")
-            form = found[0].format
-        stores.state(path)
-        return cls(path, form, field, id_field)
+            return cls(_standard_input(form or TEXT), field, id_field)
+        if form is not None:
+            return cls(inputs.as_input(path, form), field, id_field)
+        found = inputs.find([path])
+        if len(found) != 1 or found[0].format in (inputs.SAVED, inputs.STREAMED):
+            raise InputError(f"{path} is not one file of texts; give one file")
+        return cls(found[0], field, id_field)
+
+    @property
+    def path(self) -> str:
+        return self.item.path
+
+    @property
+    def format(self) -> str:
+        return self.item.format
+
+    @property
+    def is_standard_input(self) -> bool:
+        return self.path == stores.STDIN
 
     def identity(self) -> dict[str, Any]:
         """What changes when the texts may have."""
-        if self.given is not None:
-            state: tuple[Any, ...] = (hashlib.sha256(self.given).hexdigest(),)
-        else:
-            state = stores.state(self.path)
         return {
             "path": self.path,
-            "state": list(state),
+            "state": list(stores.state(self.path)),
             "format": self.format,
             "field": self.field,
             "id_field": self.id_field,
@@ -74,51 +76,46 @@ class TextFile:
 
     def texts(self) -> Iterator[Text]:
         """All of them. Raises `InputError` naming a line or row that has none."""
-        records = self._given_records() if self.given is not None else self._records()
         n = -1
-        for n, record in enumerate(records):
+        for n, record in enumerate(self._records()):
             try:
-                text = _string(record.value(self.field))
-                name = str(n) if self.id_field is None else _name(record.value(self.id_field))
+                text = _string(record.value(self.field), self.field)
+                name = str(n)
+                if self.id_field is not None:
+                    value = record.value(self.id_field)
+                    name = str(value) if isinstance(value, int) else _string(value, self.id_field)
             except Skip as skip:
-                row = "row" if self.format == PARQUET else "line"
-                asked = self.field if self.id_field is None else f"{self.field}, {self.id_field}"
-                what = f"{skip} ({asked})" if str(skip) in (NO_FIELD, NOT_TEXT) else str(skip)
+                row = "row" if self.format in (PARQUET, ARROW) else "line"
                 raise InputError(
-                    f"{self.path}, {row} {record.line}: {what}; mend or remove the {row}"
+                    f"{self.path}, {row} {record.line}: {skip.told}; correct or remove the {row}"
                 ) from None
             yield Text(name, text)
         if n < 0:
             raise InputError(f"{self.path} has no lines; give one text a line")
 
     def _records(self) -> Iterator[Record]:
-        compression = inputs.COMPRESSIONS.get(PurePosixPath(self.path).suffix)
-        item = Input(self.path, self.format, compression, *stores.state(self.path))
         columns = [self.field, *([self.id_field] if self.id_field else [])]
+        parts = sources.whole([self.item])
         if self.format != TEXT:
-            for block in sources.blocks([item], sources.whole([item]), lambda _: columns):
+            for block in sources.blocks([self.item], parts, lambda _: columns):
                 yield from block.records
             return
-        reader = sources.Reader(item, sources.whole([item])[0])
+        reader = sources.Reader(self.item, parts[0])
         with stores.faults_named(self.path, reader.where):
             for raw in reader.lines():
                 reader.line = raw.line
-                yield _line(raw.line, raw.item, is_json=False)
-
-    def _given_records(self) -> Iterator[Record]:
-        assert self.given is not None
-        lines = self.given.split(b"\n")
-        for number, line in enumerate(lines[:-1] if not lines[-1] else lines, start=1):
-            if self.format == TEXT or line.strip():
-                yield _line(number, line, is_json=self.format == JSONL)
+                ended = None if raw.item is None else raw.item.rstrip(b"\r")
+                yield Record(0, 0, raw.line, raw.line - 1, False, ended)
 
 
-def _line(number: int, line: bytes | None, is_json: bool) -> Record:
-    ended = line if is_json or line is None else line.rstrip(b"\r")
-    return Record(0, 0, number, number - 1, is_json, ended)
+def _standard_input(form: str) -> Input:
+    """Standard input, of a format; whether it is compressed, its first bytes tell."""
+    with stores.opened(stores.STDIN) as file:
+        compressed = compression.of_head(file.read(8))
+    return inputs.as_input(stores.STDIN, form, compressed)
 
 
-def _string(value: Any) -> str:
+def _string(value: Any, field: str) -> str:
     """As `Record.text`, but empty texts are texts."""
     if isinstance(value, bytes):
         try:
@@ -126,9 +123,5 @@ def _string(value: Any) -> str:
         except UnicodeDecodeError:
             raise Skip(NOT_UTF8) from None
     if not isinstance(value, str):
-        raise Skip(NOT_TEXT)
+        raise Skip(f"{NOT_TEXT} ({field})")
     return encodable(value)
-
-
-def _name(value: Any) -> str:
-    return str(value) if isinstance(value, int) else _string(value)

@@ -11,19 +11,20 @@ from gem_ds.tokenization import Ids
 
 
 class Text(NamedTuple):
-    """A record's ids, and the times it is drawn as a text or as a pair."""
+    """A record's ids, or those of its pairs, and the times it is drawn as a text or as pairs."""
 
     record: Record
-    ids: Ids | Pair
+    ids: Ids | list[Pair]
     draws: list[Draw]
     recipe: Recipe
+    has_negatives: bool
 
     @property
     def n_tokens(self) -> int:
         """Of all its documents, controls left out."""
         length = len(self.ids)
-        if isinstance(self.ids, Pair):
-            length = len(self.ids.context) + len(self.ids.answer)
+        if isinstance(self.ids, list):
+            length = sum(len(pair.context) + len(pair.answer) for pair in self.ids)
         return length * len(self.draws)
 
 
@@ -36,37 +37,49 @@ def encode(
     """The texts of records, in order; `skip` is told of what is left out, and how many draws."""
     asked = job.plan.asked
     strings: list[str] = []
-    chats: list[Pair] = []
-    todo: list[tuple[Record, list[Draw], bool]] = []
+    todo: list[_Todo] = []
     for record, draws in drawn:
         for is_pair, chosen in _by_sort(draws, recipe):
+            chat: Pair | None = None
+            n_answers = 0
             try:
                 if not is_pair:
                     strings.append(record.text(asked["text_field"]))
                 elif job.chat:
                     messages = record.messages(asked["messages_field"])
-                    chats.append(Pair(*job.chat.encode(messages), whole=True))
+                    chat = Pair(*job.chat.encode(messages), whole=True)
                 else:
-                    fields = (asked["context_field"], asked["answer_field"])
-                    strings += [record.text(field) for field in fields]
+                    context, answers = record.pair(asked["context_field"], asked["answer_field"])
+                    strings += [context, *answers]
+                    n_answers = len(answers)
             except Skip as reason:
                 skip(record, reason, len(chosen))
                 continue
-            todo.append((record, chosen, is_pair))
+            has_negatives = is_pair and record.has_negatives
+            todo.append(_Todo(record, chosen, chat, n_answers, has_negatives))
         record.item = None  # a block holds its bytes or its texts, not both
     encoded = iter(tokenization.encode(job.vocab, strings))
-    pairs = iter(chats)
     found = []
-    for record, chosen, is_pair in todo:
-        ids: Ids | Pair
-        if not is_pair:
-            ids = next(encoded)
-        elif job.chat:
-            ids = next(pairs)
+    for record, chosen, chat, n_answers, has_negatives in todo:
+        ids: Ids | list[Pair]
+        if chat:
+            ids = [chat]
         else:
-            ids = Pair(next(encoded), next(encoded), False)
-        found.append(Text(record, ids, chosen, recipe))
+            ids = next(encoded)
+            if n_answers:
+                ids = [Pair(ids, next(encoded), False) for _ in range(n_answers)]
+        found.append(Text(record, ids, chosen, recipe, has_negatives))
     return found
+
+
+class _Todo(NamedTuple):
+    """A record whose strings are to be encoded: a text, or a context and so many answers."""
+
+    record: Record
+    draws: list[Draw]
+    chat: Pair | None  # encoded already
+    n_answers: int
+    has_negatives: bool
 
 
 def _by_sort(draws: list[Draw], recipe: Recipe) -> list[tuple[bool, list[Draw]]]:

@@ -20,7 +20,8 @@ from gem_ds.files import replacing
 from gem_ds.inputs import Input
 from gem_ds.mixture import Source
 from gem_ds.records import OFFSET_BITS
-from gem_ds.sources import Part, Reader
+from gem_ds.sources import Part
+from gem_ds.streams import Stream
 
 PLAN = "plan.json"
 PLAN_VERSION = 1
@@ -150,12 +151,18 @@ def cut(
 
 def weight(item: Input) -> int:
     """About how many bytes of text an input holds."""
-    return item.size * (EXPANSION if item.compression or item.format == inputs.PARQUET else 1)
+    is_dense = item.compression not in (None, stores.ZIPPED) or item.format == inputs.PARQUET
+    return item.size * (EXPANSION if is_dense else 1)
 
 
 def uncut(found: Sequence[Input], largest: int) -> list[Input]:
-    """The compressed inputs that make units of more than `largest` bytes."""
-    return [item for item in found if item.compression and weight(item) > largest]
+    """The inputs that make units of more than `largest` bytes, because they cannot be cut."""
+    return [item for item in found if _is_whole(item) and weight(item) > largest]
+
+
+def _is_whole(item: Input) -> bool:
+    """Whether a file can be read from its beginning only."""
+    return bool(item.compression) or item.format in (inputs.JSON, inputs.CSV, inputs.ARROW)
 
 
 def _parts(i: int, item: Input, columns: Sequence[str], text_unit: str, size: int) -> list[Part]:
@@ -170,19 +177,21 @@ def _parts(i: int, item: Input, columns: Sequence[str], text_unit: str, size: in
             n = tables.extent(item)
             n_bytes = item.size // n or size
             return [Part(i, shard, shard + 1, n_bytes) for shard in range(n)]
-    if item.compression or (item.format == inputs.TEXT and text_unit == "file"):
+    if item.format == inputs.ARROW:
+        return [Part(i, 0, tables.extent(item), weight(item))]
+    if _is_whole(item) or (item.format == inputs.TEXT and text_unit == "file"):
         return [Part(i, 0, item.size, weight(item))]
     n = -(-item.size // size)
     bounds = [0]
     for at in (item.size * j // n for j in range(1, n)):
         if at > bounds[-1]:  # not so in a line of several units
-            bounds.append(_next_break(i, item, at))
+            bounds.append(_next_break(item, at))
     return [Part(i, a, b, b - a) for a, b in pairwise([*bounds, item.size]) if b > a]
 
 
-def _next_break(i: int, item: Input, at: int) -> int:
+def _next_break(item: Input, at: int) -> int:
     """The first place from `at` on where a line begins, of texts one after a blank line."""
-    lines = Reader(item, Part(i, at - 1, item.size, 0)).lines()
+    lines = Stream(item.path, None, at - 1, item.size).lines()
     next(lines)  # the end of the line before
     for line in lines:
         if item.format != inputs.TEXT:
@@ -210,7 +219,7 @@ def _row_groups(i: int, item: Input, columns: Sequence[str], size: int) -> list[
     return parts
 
 
-def count(item: Input, part: Part, text_unit: str) -> int:
+def count(item: Input, part: Part, columns: Sequence[str], text_unit: str) -> int:
     """The number of records of a part; raises `InputError` where that would take a download."""
     if item.format == inputs.STREAMED:
         raise InputError(f"{item.path} has to be counted for --mix; download it and give its files")
@@ -218,4 +227,5 @@ def count(item: Input, part: Part, text_unit: str) -> int:
         with stores.faults_named(item.path):
             return tables.n_rows(item, part.start, part.end)
     alone = [part._replace(input=0)]
-    return sum(len(b.records) for b in sources.blocks([item], alone, lambda _: [], text_unit))
+    blocks = sources.blocks([item], alone, lambda _: columns, text_unit)
+    return sum(len(block.records) for block in blocks)

@@ -6,7 +6,7 @@ from encode_evaluate_data import write_rows
 from hub_copies import readme
 
 from gem_ds.errors import InputError
-from gem_ds.eval_data import Needed, check_hub, local
+from gem_ds.eval_data import Needed, check_hub, local, table
 
 
 def copy(folder, texts):
@@ -41,3 +41,69 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
     )
     assert said.endswith("elsewhere, put it into FOLDER/A, and give --data FOLDER")
     check_hub([], None)
+
+
+QRELS = ("query-id", "corpus-id", "score")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.tsv", "query-id\tcorpus-id\tscore\nq0\t007\t1\nNA\t1e5\t2\n"),
+        ("test.TSV", "query-id\tcorpus-id\tscore\r\nq0\t007\t1\r\nNA\t1e5\t2\r\n"),
+        ("test.csv", "query-id,corpus-id,score\nq0,007,1\nNA,1e5,2\n\n"),
+        (
+            "test.jsonl",
+            '{"query-id": "q0", "corpus-id": "007", "score": 1}\n\n'
+            '{"query-id": "NA", "corpus-id": "1e5", "score": 2}\n',
+        ),
+        (
+            "test.json",
+            '[{"query-id": "q0", "corpus-id": "007", "score": 1},\n'
+            ' {"query-id": "NA", "corpus-id": "1e5", "score": 2}]',
+        ),
+    ],
+)
+def test_a_table_may_be_of_any_format(tmp_path, name, content):
+    """Ids stay what is written, scores become numbers."""
+    (tmp_path / name).write_text(content, newline="")
+    rows = table(tmp_path / "test", QRELS).to_list()
+    assert rows == [
+        {"query-id": "q0", "corpus-id": "007", "score": 1},
+        {"query-id": "NA", "corpus-id": "1e5", "score": 2},
+    ]
+
+
+def test_scores_of_csv_are_numbers_if_all_of_them_are(tmp_path):
+    for cells, numbers in ((["1", "2.5"], [1.0, 2.5]), (["1", "x"], ["1", "x"])):
+        (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"t,{c}\n" for c in cells))
+        assert list(table(tmp_path / "a", ("text", "label"))["label"]) == numbers
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"test.tsv": "q0\t0\t1\n"}, r"test\.tsv has no rows after its first line"),
+        (
+            {"test.tsv": "q0\t0\t1\n" * 2},
+            r"test\.tsv has the columns q0, 0, 1 in its first line, but",
+        ),
+        ({"test.tsv": "query-id\tcorpus-id\tscore\nq0\t0\n"}, r"test\.tsv cannot be read .line 2"),
+        ({"test.jsonl": "{}\n", "test.tsv": "a\n"}, "are the same data; remove one of them"),
+        ({"test.md": "", "test.x.jsonl": "{}"}, r"test\.jsonl or .*test\.tsv .* is missing"),
+        ({"test.jsonl": '{"a": 1}\nno\n'}, r"test\.jsonl cannot be read .line 2: invalid JSON"),
+        ({"test.csv": b"query-id,corpus-id,score\n\xff,a,1\n"}, "line 2: invalid UTF-8"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path, files, message):
+    for name, content in files.items():
+        raw = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(raw)
+    with pytest.raises(InputError, match=message):
+        table(tmp_path / "test", QRELS)
+
+
+def test_lists_do_not_fit_into_csv(tmp_path):
+    (tmp_path / "a.csv").write_text('query-id,corpus-ids\nq0,"[1]"\n')
+    with pytest.raises(InputError, match="corpus-ids holds lists, which CSV cannot"):
+        table(tmp_path / "a", ("query-id", "corpus-ids"))

@@ -1,3 +1,4 @@
+import gzip
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
+import zstandard
 
 from gem_ds import inputs
 from gem_ds.errors import InputError
@@ -23,7 +25,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def save(*names: str) -> None:
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_bytes(b"{}\n")
+        content = b"{}\n{}\n"
+        if name.endswith((".gz", ".zst")):
+            content = (gzip if name.endswith(".gz") else zstandard).compress(content)
+        Path(name).write_bytes(content)
 
 
 def find(*names: str, sources: Sequence[str] = ()) -> list[str]:
@@ -45,7 +50,8 @@ def test_a_file_is_looked_at(folder: Path) -> None:
     ]:
         save(name)
         changed = str(os.stat(name).st_mtime_ns)
-        expected = Input(str(folder / name), form, compression, 3, changed)
+        size = os.stat(name).st_size
+        expected = Input(str(folder / name), form, compression, size, changed)
         assert inputs.find([name]) == [expected]
         assert inputs.unchanged(expected)
         Path(name).write_bytes(b"{}")
@@ -57,11 +63,11 @@ def test_a_file_is_looked_at(folder: Path) -> None:
 
 def test_a_folder_stands_for_its_corpus_files(folder: Path) -> None:
     save("b.jsonl", "a.txt", "sub/c.jsonl.gz", "sub-x/d.txt", "sub.jsonl/e.parquet")
-    save("info.json", "README.md", "._b.jsonl", ".cache/f.jsonl", "sub/state.json")
+    save("dataset_info.json", "README.md", "._b.jsonl", ".cache/f.jsonl", "sub/state.json")
     expected = ["a.txt", "b.jsonl", "sub-x/d.txt", "sub.jsonl/e.parquet", "sub/c.jsonl.gz"]
     assert find(".") == find(str(folder)) == find("./") == expected
     assert find("sub.jsonl") == ["sub.jsonl/e.parquet"]
-    assert find("info.json") == ["info.json"]
+    assert find("dataset_info.json") == ["dataset_info.json"]
 
 
 def test_names_and_patterns(folder: Path) -> None:
@@ -106,22 +112,22 @@ def test_what_is_given_twice_is_refused(folder: Path) -> None:
 
 def test_what_is_no_corpus_is_refused(folder: Path) -> None:
     os.mkfifo("pipe.jsonl")
-    save("x/pipe.md", "a.csv", "b.parquet.gz", "c")
+    save("x/pipe.md", "a.rtf", "b.parquet.gz", "c")
     Path("empty").mkdir()
     for name, message in {
         "": "an --input is empty",
         "nowhere.jsonl": r"no corpus file nowhere\.jsonl; correct --input",
         "nowhere/": "no corpus file nowhere/",
         "*.parquet": r"no corpus file \*\.parquet",
-        "em*": r"no corpus file em\*",
+        "em*": r"em\* holds no corpus file .*/empty/ \(a folder; give it",
         "empty": r"the folder .*/empty holds no corpus file \(\.jsonl,.*\.gz",
         "x": "holds no corpus file",
-        "a.csv": r"a\.csv is of no known format; rename it to one of \.jsonl",
+        "a.rtf": r"a\.rtf is of no known format; convert it to one of \.jsonl",
         "b.parquet.gz": "no known format",
         "c": "no known format",
         "pipe.jsonl": r"pipe\.jsonl is no ordinary file",
         ".": r"pipe\.jsonl is no ordinary file",
-        "a.csv/b.jsonl": "no corpus file",
+        "a.rtf/b.jsonl": "no corpus file",
         "dataset:": "give dataset:NAME",
         "dataset:a:b:c:d": "give dataset:NAME",
         "dataset:a:": "give dataset:NAME",

@@ -137,6 +137,53 @@ def drawn_documents(output: Path, epoch: int) -> Counter[int]:
     return Counter(int(r) for i in range(first, first + count) for r in shards.read(i).records)
 
 
+def test_workers_count_the_records(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are, of any format; the plan is the same whoever counts."""
+    web, more, books = corpus(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "c.csv").write_text("text,n\n" + '"a\nb",1\n' * 100)
+    names = [web, more.replace("jsonl", "json"), books.replace("jsonl", "csv")]
+    monkeypatch.setattr(units, "MIN_UNIT", 4000)
+    plans = []
+    for workers in (1, 3):
+        output = tmp_path / f"out-{workers}"
+        config = PrepareConfig(
+            names,
+            str(tokenizer_dir),
+            str(output),
+            mix="web=0.5,books=0.5",
+            kinds="plain=1",
+            workers=workers,
+            only_plan=True,
+        )
+        assert prepare(config) is None
+        plans.append(Plan.load(output))
+    assert plans[0] == plans[1]
+    assert {name: source.size for name, source in plans[0].mixture.items()} == {
+        "web": 300,
+        "books": 100,
+    }
+    assert len(plans[0].units) > 10
+    first = [(p.input, p.first) for unit in plans[0].units for p in unit if p.input]
+    assert first == [(1, 250), (2, 0)]
+
+
+def test_a_source_that_cannot_be_counted_is_named(tokenizer_dir: Path, tmp_path: Path) -> None:
+    names = corpus(tmp_path)
+    (tmp_path / "c.jsonl").unlink()
+    (tmp_path / "c.json").write_text('[{"text": "a"}')
+    names[-1] = f"books={tmp_path}/c.json"
+    config = PrepareConfig(
+        names, str(tokenizer_dir), str(tmp_path / "out"), mix="web=0.5,books=0.5", kinds="plain=1"
+    )
+    with pytest.raises(InputError, match=r"c\.json is damaged or cut short"):
+        prepare(config)
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
 @pytest.mark.parametrize(("mix_records", "expected"), [(0, [233, 100]), (900, [630, 270])])
 def test_shards_hold_the_planned_mixture(
     tokenizer_dir: Path,

@@ -88,7 +88,8 @@ class Heard:
 
     def run(self, task: Callable, items: list[int], workers: int = 2) -> list[int]:
         say = "item {}".format
-        return list(pool.run(task, items, workers, say, self.tell, self.warnings.append))
+        done = pool.run(task, items, workers, say, self.tell, self.warnings.append)
+        return [item for item, _ in done]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from kills_runs import hashes
 from prepared import in_process, run, words, write_jsonl
 from transformers import AutoTokenizer
 
-from gem_ds import layout, records, sources, tokenization
+from gem_ds import layout, records, streams, tokenization
 
 ODD = [
     "spells <|summary_0|> and <|eos|> and <|bos|> out, as a page about this very method may do",
@@ -100,7 +100,7 @@ def test_output_depends_on_corpus_and_seed_only(
 ) -> None:
     content = [{"text": words(400, i), "context": "c", "answer": "a b"} for i in range(600)]
     corpus = write_jsonl(tmp_path / "corpus.jsonl", content)
-    assert corpus.stat().st_size > 3 * sources.BLOCK_BYTES
+    assert corpus.stat().st_size > 3 * streams.BLOCK_BYTES
     common = ["--input", corpus, "--tokenizer", tokenizer_dir, "--kinds", ALL_KINDS]
     results = []
     for workers in (1, 2, 8):
@@ -111,7 +111,7 @@ def test_output_depends_on_corpus_and_seed_only(
     assert results[0] == results[1] == results[2]
     assert set(results[0]) >= {"manifest.json", "shard-00000.parquet", "tokenizer/tokenizer.json"}
 
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 100_000)
     options = {"row_length": 2048, "kinds": ALL_KINDS, "min_prefix": 8, "min_suffix": 8}
     in_process(corpus, tokenizer_dir, tmp_path / "blocks", **options)
     assert hashes(tmp_path / "blocks") == results[0]

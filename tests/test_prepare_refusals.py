@@ -47,7 +47,7 @@ def test_bad_records_are_skipped_counted_and_quarantined(
         "invalid JSON": 1,
         "invalid UTF-8": 1,
         "lone surrogate": 1,
-        "missing field": 1,
+        "missing field 'text'": 1,
         "not a JSON object": 1,
         "not a string": 1,
     }
@@ -56,6 +56,53 @@ def test_bad_records_are_skipped_counted_and_quarantined(
     assert quarantine[0] == {"file": str(corpus), "line": 2, "reason": "invalid UTF-8"}
     assert "7 skipped" in done.stdout
     assert "quarantine.jsonl" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"kinds": "pair=1"},
+            r"missing field 'context' \(it has id, text, body; name the right one",
+        ),
+        (
+            {"text_field": "txt"},
+            r":1: missing field 'txt' \(it has id, text, body; did you mean text",
+        ),
+        ({"kinds": "pair=1", "context_field": "text"}, "missing field 'answer'"),
+        ({"text_field": "body"}, r"missing field 'body' \(it is null"),
+        ({"text_field": "id"}, r"not a string \(id is of type int"),
+    ],
+)
+def test_a_field_that_is_not_there_is_named(
+    tokenizer_dir: Path, tmp_path: Path, options: dict, message: str
+) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"id": 1, "text": "x", "body": None}] * 2)
+    with pytest.raises(InputError, match=message):
+        in_process(corpus, tokenizer_dir, tmp_path / "out", **options)
+
+
+def test_the_output_may_lie_in_the_input(
+    corpus: Path, tokenizer_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is left out at the first start, when it goes on, and when it is finished."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(corpus.read_bytes())
+    output = folder / "shards"
+    before = in_process(folder, tokenizer_dir, output).manifest
+    assert "left out" not in capsys.readouterr().err
+    (output / "manifest.json").unlink()
+    assert in_process(folder, tokenizer_dir, output).manifest == before
+    assert in_process(folder, tokenizer_dir, output).manifest == before
+    told = capsys.readouterr()
+    assert told.err.count("(in --output)") == 2
+    assert "already finished" in told.out
+    other = in_process(folder, tokenizer_dir, tmp_path / "other").manifest
+    assert other.counts == before.counts
+    assert "shards of another run" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"--input .*data lies in --output"):
+        in_process(folder, tokenizer_dir, folder)
 
 
 def test_a_wrong_field_is_noticed_at_once(tokenizer_dir: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from reading import TEXTS, jsonl, read, save_every_format, texts
 
-from gem_ds import inputs, records, sources
+from gem_ds import inputs, records, sources, streams
 from gem_ds.errors import InputError
 from gem_ds.inputs import Input
 from gem_ds.records import record_id
@@ -76,8 +76,8 @@ def test_a_bad_record_costs_itself_only(tmp_path: Path) -> None:
         b'{"text": "half': "skipped: invalid JSON",
         b"[" * 100_000: "skipped: invalid JSON",
         b'["text"]': "skipped: not a JSON object",
-        b'{"txt": "x"}': "skipped: missing field",
-        b'{"text": null}': "skipped: missing field",
+        b'{"txt": "x"}': "skipped: missing field 'text'",
+        b'{"text": null}': "skipped: missing field 'text'",
         b'{"text": 5}': "skipped: not a string",
         b'{"text": " \\n"}': "skipped: empty text",
         b'{"text": "\\ud800"}': "skipped: lone surrogate",
@@ -97,8 +97,8 @@ def test_a_bad_record_costs_itself_only(tmp_path: Path) -> None:
 def test_over_long_records_are_left_out_and_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_RECORD", 100)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(streams, "MAX_RECORD", 100)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 64)
     lines = save(tmp_path / "a.jsonl", b'{"text": "a"}\n' + b"x" * 1000 + b'\n{"text": "b"}')
     long = f"skipped: {records.TOO_LONG}"
     assert read(lines) == [(0, 1, "a"), (14, 2, long), (1015, 3, "b")]
@@ -115,7 +115,7 @@ def test_block_size_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = inputs.find([str(tmp_path)])
     whole = read(found)
     for size in (1, 7, 50, 1000):
-        monkeypatch.setattr(sources, "BLOCK_BYTES", size)
+        monkeypatch.setattr(streams, "BLOCK_BYTES", size)
         assert read(found) == whole
     for n in (1, 3):
         monkeypatch.setattr(sources, "BLOCK_RECORDS", n)
@@ -154,7 +154,7 @@ def test_streams_of_several_members_are_read_whole(tmp_path: Path) -> None:
         ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-20], "is damaged or cut short after"),
         ("a.jsonl.gz", gzip.compress(LINES) + b"more", "is damaged or cut short after line [34] "),
         ("a.jsonl.zst", zstandard.compress(LINES)[:-5], "is damaged or cut short "),
-        ("a.jsonl.zst", LINES, "is damaged or cut short at the start"),
+        ("a.jsonl.zst", LINES, "is not zstd, whatever its name says; rename it"),
         ("a.parquet", b"PAR1 no", "is damaged or cut short "),
         ("a.parquet", b"", "is damaged or cut short "),
     ],
@@ -162,7 +162,7 @@ def test_streams_of_several_members_are_read_whole(tmp_path: Path) -> None:
 def test_damaged_files_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
 ) -> None:
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 8)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 8)
     with pytest.raises(InputError, match=rf"{name} {message}"):
         read(save(tmp_path / name, content))
 
@@ -207,7 +207,7 @@ def test_a_name_need_not_be_unicode(tmp_path: Path) -> None:
 
 def test_hard_lines_take_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million blank lines, and a line of 5,000 chunks."""
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 1 << 12)
     n = 5000 << 12
     line = save(tmp_path / "a.jsonl", b'{"text": "' + b"x" * n + b'"}')
     blank = save(tmp_path / "b.txt", b"\n" * 1_000_000 + b"a")

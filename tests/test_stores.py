@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from reading import TEXTS, jsonl, read, save_every_format, texts
 
-from gem_ds import inputs, sources, stores, units
+from gem_ds import inputs, stores, streams, units
 from gem_ds.errors import InputError
 from gem_ds.prepare import prepare
 from gem_ds.prepare_config import PrepareConfig
@@ -90,13 +90,13 @@ def test_files_of_a_store_give_the_same_records(
     for name in ("e f=[1].jsonl", "sub/l.jsonl"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(jsonl(TEXTS))
-    for name in ("info.json", ".hidden.jsonl", ".cache/x.jsonl", "README.md"):
+    for name in ("dataset_info.json", ".hidden.jsonl", ".cache/x.jsonl", "README.md"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     memory = fsspec.filesystem("memory")
     memory.put(str(folder), "/kept", recursive=True)
     local = inputs.find([str(folder)])
-    assert len(local) == 12
+    assert len(local) == 13
     cut = units.cut(local, lambda _: ["text"], "paragraph", 50)
     assert len(cut) > 20
     expected = [read(local, unit) for unit in cut]
@@ -112,7 +112,7 @@ def test_a_part_is_fetched_alone(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "AHEAD", 1 << 12)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 1 << 12)
     monkeypatch.setattr(units, "MIN_UNIT", 1 << 17)
     (tmp_path / "www" / "a.jsonl").write_bytes(jsonl([f"{i:0100}" for i in range(10_000)]))
     found = inputs.find([f"{server.address}/a.jsonl"])

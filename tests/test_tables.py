@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from reading import TEXTS, jsonl, read, texts
 
-from gem_ds import inputs, sources, tables
+from gem_ds import inputs, sources, streams, tables
 from gem_ds.errors import InputError
 from gem_ds.inputs import Input
 from gem_ds.records import Skip
@@ -37,7 +37,12 @@ def damaged(strings: pa.Array) -> pa.Array:
 def test_strings_are_checked_one_by_one(tmp_path: Path) -> None:
     """Also in dictionaries, and in datasets that were saved."""
     strings = damaged(pa.array(["good", None, "", "bad"]))
-    expected = ["good", "skipped: missing field", "skipped: empty text", "skipped: invalid UTF-8"]
+    expected = [
+        "good",
+        "skipped: missing field 'text'",
+        "skipped: empty text",
+        "skipped: invalid UTF-8",
+    ]
     binary = strings.cast(pa.binary())
     large = binary.cast(pa.large_binary()).view(pa.large_string())
     indices = pa.array([0, None, 1, 2])
@@ -90,7 +95,7 @@ def test_blocks_are_of_bounded_size(tmp_path: Path) -> None:
         for block in sources.blocks(found, sources.whole(found), lambda _: ["messages"])
     ]
     assert sum(sizes) == 300
-    assert max(sizes) <= sources.BLOCK_BYTES // 10_000 + 1
+    assert max(sizes) <= streams.BLOCK_BYTES // 10_000 + 1
 
 
 def test_saved_datasets_are_read_by_rows(tmp_path: Path) -> None:

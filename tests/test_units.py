@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from reading import TEXTS, jsonl, read, save_every_format
 
-from gem_ds import inputs, mixture, sources, units
+from gem_ds import inputs, mixture, sources, streams, units
 from gem_ds.errors import InputError
 from gem_ds.inputs import Input
 from gem_ds.prepare import prepare
@@ -43,7 +43,7 @@ tolerant = settings(
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "MIN_UNIT", 1)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 16)
 
 
 def cut(found: Sequence[Input], largest: int, unit: str = "paragraph") -> list[list[Part]]:
@@ -82,7 +82,7 @@ def test_parts_together_are_the_file(
     assert all(part.n_bytes == part.end - part.start > 0 for part in parts)
     whole = read(found, unit=unit)
     assert read_parts(found, parts, unit) == whole
-    counts = [units.count(found[0], part, unit) for part in parts]
+    counts = [units.count(found[0], part, ["text"], unit) for part in parts]
     assert counts == [len(read(found, [part], unit=unit)) for part in parts]
 
 
@@ -132,7 +132,7 @@ def test_row_groups_together_are_the_table(tmp_path: Path, groups: list[int], la
     found = inputs.find([str(path)])
     parts = [part for group in cut(found, largest) for part in group]
     assert read_parts(found, parts, "") == read(found)
-    assert [units.count(found[0], part, "") for part in parts] == [
+    assert [units.count(found[0], part, ["text"], "") for part in parts] == [
         len(read(found, [part])) for part in parts
     ]
     assert sum(part.n_bytes for part in parts) <= 200 * len(groups)  # not of the other column
@@ -157,15 +157,17 @@ def test_other_tables_and_compressed_files_are_cut_where_they_can_be(
     assert [p.n_bytes for p in parts if p.input == 12] == [found[-1].size // 3] * 3
     assert n_parts[len(names)] == (100 if largest == 1 else n_parts[len(names)])
     assert all(n_parts[i] == 1 for i, item in enumerate(found) if item.compression)
-    assert all(units.count(found[-2], p, "") == p.end - p.start for p in parts if p.input == 11)
+    assert all(
+        units.count(found[-2], p, ["text"], "") == p.end - p.start for p in parts if p.input == 11
+    )
     with pytest.raises(InputError, match="has to be counted for --mix; download it"):
-        units.count(found[-1], parts[-1], "")
+        units.count(found[-1], parts[-1], ["text"], "")
 
 
 def test_text_without_a_blank_line_is_searched_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 1 << 16)
     path = tmp_path / "a.txt"
     path.write_bytes(b"x" * ((1 << 24) - 1) + b"\n")
     found = inputs.find([str(path)])
@@ -192,7 +194,7 @@ def test_an_input_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"b\.parquet is damaged or cut short"):
         cut(found, 50)
     with pytest.raises(InputError, match=r"b\.parquet is damaged or cut short"):
-        units.count(found[1], Part(1, 0, 1, 1), "")
+        units.count(found[1], Part(1, 0, 1, 1), ["text"], "")
     lines.write_bytes(b"")
     with pytest.raises(InputError, match=r"a\.jsonl is damaged or cut short"):
         cut(found, 50)
@@ -291,7 +293,7 @@ def test_what_changed_since_the_plan_is_said(tmp_path: Path) -> None:
         ([second, first, *rest], {}, "the order of the inputs has changed"),
         (made.inputs, {"seed": 7}, "--seed was 1 and is 7"),
         (made.inputs, {"row_length": 7}, "--row-length was None and is 7"),
-        ([], {}, r"is gone; .* and 5 more; give another --output"),
+        ([], {}, r"is gone; .* and 6 more; give another --output"),
     ]:
         with pytest.raises(InputError, match=message):
             made.check_same(tmp_path, found, made.asked | asked)
