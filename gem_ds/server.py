@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from gem_ds.decoding import Sampling
 from gem_ds.encode import Vectors
+from gem_ds.serving_answers import Form, usage
 from gem_ds.serving_batches import Piece, Ticket, ToEmbed, ToWrite, Worker
 from gem_ds.serving_config import ServeConfig
 from gem_ds.serving_door import GONE, Door, error_response, gone, read_body
@@ -30,9 +31,7 @@ from gem_ds.serving_schemas import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    Form,
     parse,
-    usage,
 )
 from gem_ds.tokenization import Ids
 
@@ -142,7 +141,7 @@ class Server:
                 prompt,
                 self.inputs.new_tokens(call, prompt),
                 Sampling(temperature, top_p, None if call.seed is None else call.seed + choice),
-                call.stops,
+                tuple(call.stop),
                 i * n + choice,
                 ticket,
             )
