@@ -133,8 +133,8 @@ def _wrong_message(rng: random.Random, route: str, good: Any, *_: Any) -> tuple[
         {"content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x"}}]},
         {"content": [{"type": "text"}]},
         {"tool_calls": [1]},
-        {"name": "somebody"},
-        {"extra": 1},
+        {"name": 1},
+        {"role": "assistant", "audio": {"id": "1"}},
     ]
     wrong = {**message, **rng.choice(changes)}
     return _changed(CHAT, _good(CHAT, good["model"]), messages=[message, wrong])
@@ -143,8 +143,7 @@ def _wrong_message(rng: random.Random, route: str, good: Any, *_: Any) -> tuple[
 def _wrong_option(rng: random.Random, route: str, good: Any, *_: Any) -> tuple[str, str, bytes]:
     embedding: dict[str, list[Any]] = {
         "dimensions": [0, -1, 10**6, 1.5, "8", True, [8], float("nan")],
-        "encoding_format": ["hex", 1, None, []],
-        "user": [1, [], {}],
+        "encoding_format": ["hex", 1, []],
     }
     writing: dict[str, list[Any]] = {
         "temperature": [float("nan"), float("inf"), -0.1, 2.1, "1", [], True, 10**400],

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from gem_ds import evaluate, tokenization
 from gem_ds.encode import Encoder, Vectors
 from gem_ds.evaluate import baseline_embeddings, ndcg_at_10, nearest, perplexity, untrained
+from gem_ds.written import shown
 
 MIN_GAIN, MAX_LOSS = 2.0, 1.05  # the goals: retrieval times two, perplexity at most 5 % up
 N_MEASURED_TOKENS = 256
@@ -110,5 +111,5 @@ def report(results: dict[str, Any]) -> str:
         lines += [f"  {example['title']}", *(f"    - {title}" for title in example["nearest"])]
     written = results["continuation"]
     lines += ["", "model/ continues a held-out text:", f"  {written['prompt']} ..."]
-    lines += [f"    {line}" for line in written["continuation"].strip().splitlines()]
+    lines += [f"    {line}" for line in shown(written["continuation"]).strip().splitlines()]
     return "\n".join(lines)

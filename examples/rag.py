@@ -14,6 +14,7 @@ import numpy as np
 
 from gem_ds import GemModel
 from gem_ds.errors import InputError, run
+from gem_ds.written import shown
 
 PASSAGE_TOKENS = 200
 ANSWER_TOKENS = 60
@@ -59,13 +60,13 @@ def main() -> None:
     question = f"\n\nQuestion: {args.question}\nAnswer:"
     prompt = "\n\n".join(nearest) + question
     print(f"\nfrom the passages, {model.count_tokens([prompt])[0]} tokens:")
-    print(model.generate(prompt, max_new_tokens=ANSWER_TOKENS, stop=["\n\n"]))
+    print(shown(model.generate(prompt, max_new_tokens=ANSWER_TOKENS, stop=["\n\n"])))
 
     # Answer, reading their memories, which could have been made and saved with the index.
     memories = [model.compress(text) for text in nearest]
     spent = sum(memory.k for memory in memories) + model.count_tokens([question])[0]
     print(f"\nfrom their memories, {spent} tokens:")
-    print(model.generate(question, memories, max_new_tokens=ANSWER_TOKENS, stop=["\n\n"]))
+    print(shown(model.generate(question, memories, max_new_tokens=ANSWER_TOKENS, stop=["\n\n"])))
 
 
 if __name__ == "__main__":

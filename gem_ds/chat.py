@@ -27,6 +27,7 @@ NOW = "strftime_now("
 TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 NO_ANSWER = "no assistant message after another"
 NO_CALLS = "chat template knows no tool calls"
+LEFT_OUT = "the chat template leaves out"
 NOT_PREFIX = "chat template rewrites earlier messages"
 REFUSED = "refused by the chat template"
 TOO_LONG = f"chat longer than {LONGEST >> 20} Mi characters"
@@ -125,15 +126,37 @@ class Chat:
         """Ids of what leads to an answer to these messages.
 
         They are those of Transformers' ``apply_chat_template`` with ``add_generation_prompt``,
-        messages that spell control tokens aside. Raises `Skip` if the template fails.
+        messages that spell control tokens aside. Raises `Skip` if the template fails, or leaves out
+        instructions, tool calls or what tools returned.
         """
         text = self._render([self._swapped(message) for message in messages], answering=True)
         if len(text) > LONGEST:
             raise Skip(TOO_LONG)
+        self._check_said(messages)
         ids: Ids = self.id_of[
             self.backend.encode(self._swapped(text), add_special_tokens=False).ids
         ]
         return ids
+
+    def _check_said(self, messages: Sequence[dict[str, Any]]) -> None:
+        """Raise `Skip` if a message with a mark in it is rendered without the mark."""
+        secret = secrets.token_hex(8)
+        marked: list[dict[str, Any]] = []
+        what: dict[str, str] = {}
+        for i, message in enumerate(messages):
+            mark, calls = f"x{secret}x{i}x", message.get("tool_calls")
+            if calls:
+                functions = [{**c["function"], "name": c["function"]["name"] + mark} for c in calls]
+                pairs = zip(calls, functions, strict=True)
+                message = {**message, "tool_calls": [{**c, "function": f} for c, f in pairs]}
+                what[mark] = "tool calls"
+            elif message["role"] not in ("user", "assistant"):
+                message = {**message, "content": message["content"] + mark}
+                what[mark] = f"messages of the role {message['role']!r}"
+            marked.append(message)
+        text = self._render(marked, answering=True) if what else ""
+        if lost := next((name for mark, name in what.items() if mark not in text), None):
+            raise Skip(f"{LEFT_OUT} {lost}")
 
     def _render(self, messages: list[dict[str, Any]], answering: bool = False) -> str:
         # Transformers' own rendering; it loads in a second, and loads no torch.

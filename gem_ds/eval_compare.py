@@ -1,10 +1,11 @@
 """One table of several models' scores, with bootstrap confidence intervals of what differs.
 
-Reading scores is the business of `eval_scores`.
+`eval_scores` reads the scores.
 
-Shapes: N items of a task, or tasks of a mean.
+Shapes: N items of a task; B bootstrap resamples.
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +27,13 @@ MEANS = ("mteb", "MMLU")  # groups whose tasks are one benchmark
 BATCH = 200  # resamples at once
 Interval = tuple[float, float]
 Vector = npt.NDArray[np.float64]
+Draws = Vector | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A task's scores by model, and what the later ones have more than the first."""
+    """A task's scores by model, and what the later ones have more than the first. `note` says why a
+    mean has no interval."""
 
     group: str
     task: str
@@ -39,15 +42,21 @@ class Row:
     intervals: list[Interval | None]
     differences: list[float]
     difference_intervals: list[Interval | None]
+    note: str = ""
+
+
+Made = tuple[Row, list[Draws]]  # the draws of each score, then of each difference
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of tasks and of means, and how their intervals were made."""
+    """Rows of tasks and of means, how their intervals were made, and the scores that are left out
+    because not all models have them."""
 
     models: list[str]
     rows: list[Row]
     means: list[Row]
+    left_out: list[str]
     resamples: int
     seed: int
     confidence: float = CONFIDENCE
@@ -67,13 +76,16 @@ class Table:
             for pair in zip(row.differences, row.difference_intervals, strict=True):
                 line += [f"{pair[0]:+.2f}", _text(pair[1])]
             lines.append(line)
-        return (
-            f"{table(header, lines)}\n\n"
+        below = [
             f"Intervals hold {self.confidence:.0%} of {self.resamples} bootstrap resamples "
-            f"(scipy.stats.bootstrap, {self.method}, seed {self.seed}): of a task's pairs, queries "
-            "or questions, the same ones for all models, and of a mean's tasks. Without scores of "
-            "single items there is none.\n"
-        )
+            f"(scipy.stats.bootstrap, {self.method}, seed {self.seed}) of a task's pairs, queries "
+            "or questions, the same ones for all models; those of a mean resample within each of "
+            "its tasks. Without scores of single items there is none."
+        ]
+        below += [f"The {row.task} has no interval: {row.note}." for row in self.means if row.note]
+        if self.left_out:
+            below.append(f"Not compared: {'; '.join(self.left_out)}.")
+        return "\n\n".join([table(header, lines), *below]) + "\n"
 
     def write(self, name: Path) -> None:
         """``NAME.md`` and, with MMLU's subjects, ``NAME.json``."""
@@ -91,33 +103,55 @@ def _text(interval: Interval | None) -> str:
 
 
 def compare(results: Sequence[str], resamples: int = 9999, seed: int = 0) -> Table:
-    """The table of models named as `eval_scores.find` takes them, the first being compared with.
+    """The table of models named as `eval_scores.find` takes them, the first being compared with, of
+    the scores that all of them have.
 
-    Raises `InputError` where tasks, splits, data or versions differ, naming them.
+    Raises `InputError` where there are none, or their splits, data or versions differ, naming them.
     """
+    if seed < 0:
+        raise InputError(f"--seed is {seed}, it must be 0 or more")
     found = [eval_scores.find(text) for text in results]
     labels = [label for label, _ in found]
     if len(set(labels)) < len(labels):  # the same name in several folders
         labels = [f"{text}" for text in results]
     scores = [eval_scores.read(place) for _, place in found]
+    common = [key for key in scores[0] if all(key in model for model in scores)]
+    left_out = _left_out(labels, scores, common)
+    if not common:
+        raise InputError(
+            f"{' and '.join(labels)} have no score in common: {'; '.join(left_out)}; "
+            "score them on the same tasks"
+        )
     for label, other in zip(labels[1:], scores[1:], strict=True):
         _check_same(labels[0], scores[0], label, other)
     draws = _Draws(resamples, seed)
-    rows = [_row([model[key] for model in scores], draws) for key in scores[0]]
+    made = [_row([model[key] for model in scores], draws) for key in common]
     means = [
-        _mean(group, chosen, draws)
+        _mean(group, chosen)
         for group in MEANS
-        if len(chosen := [row for row in rows if row.group == group]) > 1
+        if len(chosen := [one for one in made if one[0].group == group]) > 1
     ]
-    return Table(labels, rows, means, resamples, seed)
+    return Table(labels, [row for row, _ in made], means, left_out, resamples, seed)
+
+
+def _left_out(
+    labels: Sequence[str], scores: Sequence[Mapping[Any, Score]], common: Sequence[Any]
+) -> list[str]:
+    """What only some models have, and which."""
+    have: dict[Any, list[str]] = {}
+    for label, model in zip(labels, scores, strict=True):
+        for key in model.keys() - set(common):
+            have.setdefault(key, []).append(label)
+    return [
+        f"{task} ({measure}) only in {' and '.join(names)}"
+        for (_, task, measure), names in sorted(have.items())
+    ]
 
 
 def _check_same(
     first: str, scores: Mapping[Any, Score], second: str, others: Mapping[Any, Score]
 ) -> None:
     wrong = []
-    for name, has, lacks in ((first, scores, others), (second, others, scores)):
-        wrong += [f"{key[1]} ({key[2]}) only in {name}" for key in has if key not in lacks]
     for key in scores.keys() & others.keys():
         a, b = scores[key], others[key]
         wrong += [
@@ -142,53 +176,59 @@ def _names(items: Mapping[str, Any]) -> Any:
 
 
 class _Draws:
-    """Bootstrap intervals, always of the same resamples for items of the same number."""
+    """Bootstrap distributions. A task's items are drawn the same for all models, and for each task
+    anew."""
 
     def __init__(self, resamples: int, seed: int) -> None:
         self.resamples, self.seed = resamples, seed
 
-    def interval(self, statistic: Callable[..., Any], *samples_N: Vector) -> Interval | None:
-        """Of a statistic of items that belong together. None where it is undefined."""
+    def of(self, key: tuple[str, ...], statistic: Callable[..., Any], *samples_N: Vector) -> Draws:
+        """(B,) a statistic of items that belong together. None where some are undefined."""
         if len(samples_N[0]) < 2:
             return None
         with np.errstate(invalid="ignore"):
-            found = stats.bootstrap(
+            drawn: Vector = stats.bootstrap(
                 samples_N,
                 statistic,
                 paired=True,
                 vectorized=True,
                 n_resamples=self.resamples,
                 batch=BATCH,
-                confidence_level=CONFIDENCE,
                 method="percentile",
-                rng=np.random.default_rng(self.seed),
-            ).confidence_interval
-        low, high = float(found.low), float(found.high)
-        return (low, high) if np.isfinite(low) and np.isfinite(high) else None
+                rng=np.random.default_rng([self.seed, zlib.crc32("/".join(key).encode())]),
+            ).bootstrap_distribution
+        return drawn if np.isfinite(drawn).all() else None
 
 
-def _row(scores: Sequence[Score], draws: _Draws) -> Row:
+def _interval(drawn_B: Draws) -> Interval | None:
+    """The percentiles that hold `CONFIDENCE` of the draws."""
+    if drawn_B is None:
+        return None
+    outside = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(drawn_B, [outside, 100 - outside])
+    return float(low), float(high)
+
+
+def _row(scores: Sequence[Score], draws: _Draws) -> Made:
     first = scores[0]
     items = [_arrays(score) for score in scores]
+    alone = [draws.of(first.key, _score, *own) if own else None for own in items]
     paired = [
-        draws.interval(_difference, own[0], *items[0]) if own and items[0] else None
+        draws.of(first.key, _difference, own[0], *items[0]) if own and items[0] else None
         for own in items[1:]
     ]
-    return Row(
+    drawn = [None if one is None else first.scale * one for one in (*alone, *paired)]
+    intervals = [_interval(one) for one in drawn]
+    row = Row(
         group=first.group,
         task=first.task,
         measure=first.measure,
         scores=[score.scale * score.value for score in scores],
-        intervals=_scaled(
-            [draws.interval(_score, *own) if own else None for own in items], first.scale
-        ),
+        intervals=intervals[: len(scores)],
         differences=[score.scale * (score.value - first.value) for score in scores[1:]],
-        difference_intervals=_scaled(paired, first.scale),
+        difference_intervals=intervals[len(scores) :],
     )
-
-
-def _scaled(intervals: Sequence[Interval | None], scale: float) -> list[Interval | None]:
-    return [i and (scale * i[0], scale * i[1]) for i in intervals]
+    return row, drawn
 
 
 def _arrays(score: Score) -> tuple[Vector, ...] | None:
@@ -214,16 +254,24 @@ def _difference(later: Vector, first: Vector, people: Vector | None = None, axis
     return _score(later, people, axis=axis) - _score(first, people, axis=axis)
 
 
-def _mean(group: str, rows: Sequence[Row], draws: _Draws) -> Row:
-    """Of a group's tasks, with intervals over them: what other tasks of the kind would give."""
-    scores_NM = np.array([row.scores for row in rows], dtype=np.float64)
-    later_N = [scores_NM[:, i] - scores_NM[:, 0] for i in range(1, scores_NM.shape[1])]
+def _mean(group: str, made: Sequence[Made]) -> Row:
+    """Of a group's tasks. Its intervals are of the means of the tasks' own draws (a bootstrap
+    stratified by task): what other items of these tasks would give."""
+    scores = np.array([row.scores for row, _ in made], dtype=np.float64).mean(0)
+    columns = list(zip(*(drawn for _, drawn in made), strict=True))
+    intervals = [
+        None if any(one is None for one in column) else _interval(np.mean(column, axis=0))
+        for column in columns
+    ]
+    lack = [row.task for row, drawn in made if any(one is None for one in drawn)]
+    few = f" and {len(lack) - 3} more" if len(lack) > 3 else ""
     return Row(
         group=group,
-        task=f"mean of {len(rows)} {group} tasks",
-        measure=rows[0].measure,
-        scores=scores_NM.mean(0).tolist(),
-        intervals=[None for _ in rows[0].scores],
-        differences=[float(more_N.mean()) for more_N in later_N],
-        difference_intervals=[draws.interval(_score, more_N) for more_N in later_N],
+        task=f"mean of {len(made)} {group} tasks",
+        measure=made[0][0].measure,
+        scores=scores.tolist(),
+        intervals=intervals[: len(scores)],
+        differences=(scores[1:] - scores[0]).tolist(),
+        difference_intervals=intervals[len(scores) :],
+        note=f"no or too few scores of single items of {', '.join(lack[:3])}{few}" if lack else "",
     )

@@ -1,6 +1,6 @@
 """Reading folders of results: which models are there, and each one's scores.
 
-Writing them is the business of `eval_mteb`, `eval_lm` and `eval_reconstruct`.
+`eval_mteb`, `eval_lm` and `eval_reconstruct` write them.
 """
 
 import json

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 from transformers import AutoConfig
 
 from gem_ds import adapter_files, gem_embedding
@@ -140,19 +140,13 @@ def _write_tokenizer(
     """
     backend = Tokenizer.from_str(vocab.backend.to_str())
     before = [] if vocab.bos_token_id is None else [vocab.bos_token_id]
-    names = {i: backend.id_to_token(i) or "" for i in (*before, *summary_tokens)}
-    bos, summary = [names[i] for i in before], [names[i] for i in summary_tokens]
-    backend.post_processor = processors.TemplateProcessing(
-        single=[*bos, "$A", *summary],
-        pair=[*bos, "$A", "$B", *summary],
-        special_tokens=[(token, i) for i, token in names.items()],
-    )
+    backend.post_processor = gem_embedding.template(backend, before, summary_tokens)
     backend.save(str(folder / "tokenizer.json"))
     config = json.loads((model / "tokenizer_config.json").read_text())
     config.pop("chat_template", None)
     config["padding_side"] = config["truncation_side"] = "right"
     if config.get("pad_token") is None:  # what pads is masked, so any token will do
-        config["pad_token"] = summary[-1]
+        config["pad_token"] = backend.id_to_token(summary_tokens[-1])
     write_json(folder / "tokenizer_config.json", config)
 
 

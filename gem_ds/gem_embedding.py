@@ -12,7 +12,6 @@ C hidden size.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -21,10 +20,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
 
 NAME = "gem_embedding"
 SETTINGS = "gem_embedding.json"
@@ -45,9 +44,7 @@ class _Batch:
 
     def causal(self, window: int | None) -> Tensor | None:
         """(T, T) which keys a token attends among the latest `window`; None for all before it.
-
-        Padding stands behind its text, so that no token of the text attends it.
-        """
+        Padding stands behind its text, so that no token of the text attends it."""
         window = self._at_work(window)
         if window not in self._causal:
             place_T = torch.arange(self.length, device=self.index_Bk.device)
@@ -84,10 +81,8 @@ def attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The function that Transformers calls in every layer. Returns (B, T, N, H) and no weights.
-
     All tokens attend causally, which needs no mask where there is no window; then isolated summary
-    tokens are computed again, each without the others.
-    """
+    tokens are computed again, each without the others."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -118,13 +113,12 @@ def _attention(
         )
         return out.transpose(1, 2)
     if mask is None:
-        square = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool)
-        mask = square.tril()
+        mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
     scores = (query @ key.transpose(2, 3)).to(torch.promote_types(query.dtype, torch.float32))
     scores = scores * scale
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask, -math.inf)
+    scores = scores.masked_fill(~mask, float("-inf"))
     if sinks is not None:
         column = sinks.to(scores)[:, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, column], dim=-1)
@@ -132,20 +126,37 @@ def _attention(
     return (weights @ value).transpose(1, 2)
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+transformers.AttentionInterface.register(NAME, attend)
+transformers.AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
-def _add_lora(
-    a_RC: Tensor, b_DR: Tensor, scale: float, name: str, _: nn.Module, args: Any, out: Tensor
-) -> Tensor:
-    """A linear layer's output with LoRA added at the summary tokens."""
-    batch, x_BTC = _BATCH.get(), args[0]
-    if x_BTC.shape[:-1] != (len(batch.index_Bk), batch.length):
-        raise ValueError(f"{name} is called on {tuple(x_BTC.shape)}, not on texts of tokens")
-    at = batch.texts_B1, batch.index_Bk
-    delta_BkD = F.linear(F.linear(x_BTC[at], a_RC), b_DR) * scale
-    return out.index_put_(at, delta_BkD.to(out.dtype), accumulate=True)
+def template(backend: Tokenizer, bos: Sequence[int], summary: Sequence[int]) -> Any:
+    """The post-processor that puts bos and summary tokens around a text."""
+    first, last = ([backend.id_to_token(i) for i in ids] for ids in (bos, summary))
+    single, pair = [*first, "$A", *last], [*first, "$A", "$B", *last]
+    tokens = zip([*first, *last], [*bos, *summary], strict=True)
+    return processors.TemplateProcessing(single, pair, list(tokens))
+
+
+class TextTokenizer(transformers.PreTrainedTokenizerFast):  # type: ignore[misc]
+    """Gives the ids that `GemEmbedding` reads, to libraries that count, split or pad tokens.
+    It decodes without control tokens by default: splitters cut ids and expect text back."""
+
+    def __init__(self, backend: Tokenizer, settings: dict[str, Any]) -> None:
+        bos, summary = settings["bos"], settings["summary_tokens"]
+        names = [backend.id_to_token(i) for i in (*bos, *summary)]
+        super().__init__(
+            tokenizer_object=backend,  # copied
+            post_processor=template(backend, bos, summary),
+            bos_token=names[0] if bos else None,
+            pad_token=names[-1],  # what pads is masked
+            extra_special_tokens=names,
+            model_max_length=settings["max_seq_length"],
+            split_special_tokens=True,
+        )
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = True, **more: Any) -> Any:
+        return super().decode(token_ids, skip_special_tokens, **more)
 
 
 class GemEmbedding(nn.Module):
@@ -162,27 +173,36 @@ class GemEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.tokenizer = tokenizer
+        self.backend = tokenizer  # apart from `tokenizer`, whose calls change its settings
         self.settings = settings
-        self.max_seq_length: int = settings["max_seq_length"]
+        self.tokenizer = TextTokenizer(tokenizer, settings)
         self.lora = nn.ParameterDict()
         for name, tensor in (lora or {}).items():
             self.lora[name.replace(".", "/")] = nn.Parameter(tensor, requires_grad=False)
-        self._switch_on(lora or {})
+            layer, is_a, _ = name.partition(".lora_A.")
+            if is_a:
+                layer = layer.removeprefix(f"base_model.model.{model.base_model_prefix}.")
+                hook = partial(self._hook, name, name.replace(".lora_A.", ".lora_B."), layer)
+                model.get_submodule(layer).register_forward_hook(hook)
 
-    def _switch_on(self, lora: dict[str, Tensor]) -> None:
-        prefix = f"base_model.model.{self.model.base_model_prefix}."
-        for a in (name for name in lora if ".lora_A." in name):
-            layer = a.split(".lora_A.")[0].removeprefix(prefix)
-            hook = partial(self._hook, a, a.replace(".lora_A.", ".lora_B."), layer)
-            self.model.get_submodule(layer).register_forward_hook(hook)
+    @property
+    def max_seq_length(self) -> int:
+        return int(self.settings["max_seq_length"])
 
-    def _hook(
-        self, a: str, b: str, layer: str, module: nn.Module, args: Any, out: Tensor
-    ) -> Tensor:
+    @max_seq_length.setter
+    def max_seq_length(self, length: int) -> None:
+        self.settings["max_seq_length"] = self.tokenizer.model_max_length = length
+
+    def _hook(self, a: str, b: str, layer: str, _: nn.Module, args: Any, out: Tensor) -> Tensor:
+        """A linear layer's output with LoRA added at the summary tokens."""
+        batch, x_BTC = _BATCH.get(), args[0]
+        if x_BTC.shape[:-1] != (len(batch.index_Bk), batch.length):
+            raise ValueError(f"{layer} is called on {tuple(x_BTC.shape)}, not on texts of tokens")
         a_RC, b_DR = (self.lora[name.replace(".", "/")] for name in (a, b))
-        scale = self.settings["lora_alpha"] / len(a_RC)
-        return _add_lora(a_RC, b_DR, scale, layer, module, args, out)
+        at = batch.texts_B1, batch.index_Bk
+        delta_BkD = F.linear(F.linear(x_BTC[at], a_RC), b_DR)
+        delta_BkD = delta_BkD * (self.settings["lora_alpha"] / len(a_RC))
+        return out.index_put_(at, delta_BkD.to(out.dtype), accumulate=True)
 
     @classmethod
     def load(
@@ -202,9 +222,8 @@ class GemEmbedding(nn.Module):
             from huggingface_hub import snapshot_download
 
             where = {"revision": revision, "cache_dir": cache_folder, "token": token}
-            folder = Path(
-                snapshot_download(model_name_or_path, local_files_only=local_files_only, **where)
-            )
+            where |= {"local_files_only": local_files_only}
+            folder = Path(snapshot_download(model_name_or_path, **where))
         folder = folder / subfolder
         chosen = {"dtype": "auto", **(model_kwargs or {})}
         if chosen.setdefault("attn_implementation", NAME) != NAME:
@@ -212,11 +231,10 @@ class GemEmbedding(nn.Module):
                 f"attn_implementation is {chosen['attn_implementation']!r}, but this model embeds "
                 "with an attention of its own; leave it out"
             )
-        model = AutoModel.from_pretrained(folder / "model", **chosen)
+        model = transformers.AutoModel.from_pretrained(folder / "model", **chosen)
         tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
         settings = json.loads((folder / SETTINGS).read_text())
         lora = None
         if settings["lora_alpha"] is not None:
@@ -228,9 +246,8 @@ class GemEmbedding(nn.Module):
         """Write what `load` reads; SentenceTransformers puts this file beside it."""
         folder = Path(output_path)
         self.model.save_pretrained(folder / "model")
-        self.tokenizer.save(str(folder / "model" / "tokenizer.json"))
-        settings = {**self.settings, "max_seq_length": self.max_seq_length}
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        self.backend.save(str(folder / "model" / "tokenizer.json"))
+        (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2) + "\n")
         if self.lora:
             (folder / "adapter").mkdir(exist_ok=True)
             tensors = {n.replace("/", "."): p.detach().cpu() for n, p in self.lora.items()}
@@ -252,11 +269,12 @@ class GemEmbedding(nn.Module):
         if room < 1:
             raise ValueError(f"max_seq_length is {self.max_seq_length}; no text has room in it")
         texts = [(prompt or "") + text for text in inputs]
-        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        if not self.backend.encode_special_tokens:  # a copy of a tokenizer has forgotten it
+            self.backend.encode_special_tokens = True
+        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         rows = [torch.tensor([*bos, *text.ids[:room], *summary]) for text in encoded]
         ids_BT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=summary[-1])
-        lengths_B = torch.tensor([len(row) for row in rows])
-        mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
+        mask_BT = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True)
         return {"input_ids": ids_BT, "attention_mask": mask_BT}
 
     def tokenize(self, texts: Sequence[str], **_: Any) -> dict[str, Tensor]:
@@ -278,9 +296,6 @@ class GemEmbedding(nn.Module):
             _BATCH.reset(before)
         hidden_BTC = output.last_hidden_state
         states_BkC = hidden_BTC[batch.texts_B1, index_Bk].float()
-        embedding = {
-            "mean": lambda: states_BkC.mean(1),
-            "concat": lambda: states_BkC.flatten(1),
-            "last": lambda: states_BkC[:, -1],
-        }[self.settings["aggregation"]]()
+        ways = states_BkC.mean(1), states_BkC.flatten(1), states_BkC[:, -1]
+        embedding = ways[("mean", "concat", "last").index(self.settings["aggregation"])]
         return {**features, "token_embeddings": hidden_BTC, "sentence_embedding": embedding}

@@ -16,10 +16,13 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from gem_ds.decoding import Sampling
 from gem_ds.encode import Vectors
+from gem_ds.serving_answers import Form, usage
 from gem_ds.serving_batches import Piece, Ticket, ToEmbed, ToWrite, Worker
 from gem_ds.serving_config import ServeConfig
 from gem_ds.serving_door import GONE, Door, error_response, gone, read_body
@@ -30,13 +33,12 @@ from gem_ds.serving_schemas import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    Form,
     parse,
-    usage,
 )
 from gem_ds.tokenization import Ids
 
 TIMEOUT = "timeout"
+ROUTES = "/v1/embeddings, /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics"
 READERS = 2  # threads that read requests
 
 
@@ -142,7 +144,7 @@ class Server:
                 prompt,
                 self.inputs.new_tokens(call, prompt),
                 Sampling(temperature, top_p, None if call.seed is None else call.seed + choice),
-                call.stops,
+                tuple(call.stop),
                 i * n + choice,
                 ticket,
             )
@@ -250,18 +252,19 @@ def _event(value: Any) -> bytes:
 
 def application(
     worker: Worker, inputs: Inputs, config: ServeConfig, metrics: Metrics, started: int
-) -> Door:
+) -> ASGIApp:
     """The ASGI application."""
     server = Server(worker, inputs, config, started)
-    app = FastAPI(openapi_url=None)
-    app.get("/v1/models")(server.models)
-    app.get("/v1/models/{name:path}")(server.model)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    reads = ["GET", "HEAD"]
+    app.api_route("/v1/models", methods=reads)(server.models)
+    app.api_route("/v1/models/{name:path}", methods=reads)(server.model)
     app.post("/v1/embeddings")(server.embeddings)
     app.post("/v1/completions")(server.completions)
     app.post("/v1/chat/completions")(server.chat)
-    app.get("/health")(server.health)
+    app.api_route("/health", methods=reads)(server.health)
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=reads)
     async def shown() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
 
@@ -272,7 +275,11 @@ def application(
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         what = f"{request.method} {request.url.path[:100]}: {error.detail}"
-        return error_response(ApiError(error.status_code, what))
+        if error.status_code == 404:
+            what += f"; this server has {ROUTES}"
+        if request.method == "OPTIONS":
+            what += "; web pages may ask a server that was started with --cors-origin"
+        return error_response(ApiError(error.status_code, what), error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def left(*_: Any) -> Response:
@@ -282,4 +289,11 @@ def application(
     async def failed(*_: Any) -> Response:
         return error_response(ApiError(500, "the server failed; see its log", kind="server_error"))
 
-    return Door(app, config, config.api_key(), metrics)
+    door = Door(app, config, config.api_key(), metrics)
+    if not config.origins:
+        return door
+    # Outside the door, since browsers ask without the key, and read errors only with the header.
+    methods = [*reads, "POST"]
+    return CORSMiddleware(
+        door, config.origins, methods, allow_headers=["*"], allow_private_network=True
+    )

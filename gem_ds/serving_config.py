@@ -2,9 +2,11 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gem_ds.errors import InputError
 
@@ -24,6 +26,13 @@ class ServeConfig:
     name: str = _flag("", "what requests call the model; default: the name of its folder")
     host: str = _flag("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
     port: int = _flag(8000, "port to listen on; 0 for a free one, which is printed")
+    cors_origin: Sequence[str] = _flag(
+        (),
+        "origin whose web pages may ask this server, http://localhost:3000 say, or * for all; "
+        "give it several times, or several with commas between",
+        action="append",
+        metavar="ORIGIN",
+    )
     api_key_file: str = _flag(
         "", f"file with the key that requests must have; or the variable {KEY_VARIABLE}"
     )
@@ -53,11 +62,22 @@ class ServeConfig:
             raise InputError(f"--port is {self.port}, it must be from 0 to 65535")
         if self.long_texts not in LONG_TEXTS:
             raise InputError(f"--long-texts {self.long_texts}: choose {' or '.join(LONG_TEXTS)}")
+        for origin in self.origins:
+            if not _is_origin(origin):
+                raise InputError(
+                    f"--cors-origin {origin!r} is no origin; give it as browsers do, scheme://host "
+                    "or scheme://host:port in lower case, without a path, or * for all"
+                )
 
     @property
     def served_name(self) -> str:
         """What requests call the model."""
         return self.name or Path(self.model).resolve().name
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins of `cors_origin`, one by one."""
+        return [one.strip() for given in self.cors_origin for one in given.split(",")]
 
     def api_key(self) -> str | None:
         """The key that requests must have, if any. Raises `InputError` for an empty one."""
@@ -70,3 +90,15 @@ class ServeConfig:
         if not key.strip():
             raise InputError(f"the API key in {where} is empty; write one there")
         return key.strip()
+
+
+def _is_origin(text: str) -> bool:
+    """Whether browsers may send this as the origin of a page."""
+    try:
+        parts = urlsplit(text)
+        usual = {"http": 80, "https": 443}.get(parts.scheme, -1) == parts.port
+    except ValueError:
+        return False
+    whole = f"{parts.scheme}://{parts.netloc}"
+    names_host = bool(parts.scheme and parts.hostname) and not set(parts.netloc) & set("@* ")
+    return text in ("*", "null") or (names_host and text == whole.lower() and not usual)

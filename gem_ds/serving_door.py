@@ -3,6 +3,7 @@ a client is told where something is wrong. ASGI, around the application in `serv
 
 import hmac
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -35,6 +36,7 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         began = time.perf_counter()
         status = GONE
 
@@ -78,11 +80,11 @@ class Door:
         return None
 
 
-def error_response(error: ApiError) -> JSONResponse:
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as OpenAI's clients know it."""
     # Who sends too much may still be sending.
-    headers = {"connection": "close"} if error.status == TOO_LARGE else None
-    return JSONResponse(error.body, error.status, headers)
+    closes = {"connection": "close"} if error.status == TOO_LARGE else {}
+    return JSONResponse(error.body, error.status, {**closes, **(headers or {})})
 
 
 async def read_body(request: Request, config: ServeConfig) -> bytes:

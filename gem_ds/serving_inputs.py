@@ -4,6 +4,9 @@ Text never becomes a control token; ids are taken as they are, as far as the voc
 """
 
 import datetime
+import logging
+import math
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -28,6 +31,8 @@ from gem_ds.tokenization import Ids
 SHORT = 1 << 15  # characters: a longer text is read bit by bit, until there is no room
 COMPLETION_TOKENS = 16  # OpenAI's, where a completion does not say how many
 TOO_LONG = "context_length_exceeded"
+REMIND_SECONDS = 600.0  # of what is said of token ids, at most once in so many
+_log = logging.getLogger("uvicorn.error")  # the server's log
 
 
 class Inputs:
@@ -42,6 +47,7 @@ class Inputs:
         self.width = gem.encoder.width
         self.config = config
         self.can_chat = chat.stored_template(gem.vocab) is not None
+        self._reminded = -math.inf
         self._chat_of = lru_cache(maxsize=1)(lambda day: Chat.of(gem.vocab, day))
 
     def documents(self, request: EmbeddingRequest) -> tuple[list[Ids], int]:
@@ -91,7 +97,7 @@ class Inputs:
             raise ApiError(
                 400,
                 "this model's tokenizer has no chat template, so it cannot chat; "
-                "send a prompt to /v1/completions",
+                "send the content as a prompt to /v1/completions",
                 "messages",
             )
         messages = [message.plain() for message in request.messages]
@@ -153,6 +159,8 @@ class Inputs:
         found = dict(
             zip(short, tokenization.encode(self.vocab, [given[i] for i in short]), strict=True)
         )
+        if isinstance(given[0], list):
+            self._remind()
         for i, one in enumerate(given):
             if i not in found:
                 long = isinstance(one, str)
@@ -167,6 +175,18 @@ class Inputs:
                 break
         return np.concatenate(parts)
 
+    def _remind(self) -> None:
+        """Say in the log that ids must be this model's: no vector or text shows that they are."""
+        if time.monotonic() - self._reminded < REMIND_SECONDS:
+            return
+        self._reminded = time.monotonic()
+        _log.warning(
+            "a request has token ids instead of text. They must be of this model's tokenizer: "
+            "those of another give wrong results without an error. Send text where you can "
+            "(langchain-openai: check_embedding_ctx_length=False). This is said at most once in "
+            f"{REMIND_SECONDS / 60:g} minutes"
+        )
+
     def _own(self, ids: Sequence[int], text: str, param: str) -> Ids:
         """Ids that the client made, without the bos token in front, which is put there anyway."""
         wrong = next((i for i in ids if not 0 <= i < self.vocab.size), None)
@@ -174,7 +194,7 @@ class Inputs:
             raise ApiError(
                 400,
                 f"{text} of {param} has the id {wrong}, and this vocabulary's are from 0 to "
-                f"{self.vocab.size - 1}",
+                f"{self.vocab.size - 1}; give ids of this model's tokenizer, or text",
                 param,
             )
         if not set(self.summary.tolist()).isdisjoint(ids):

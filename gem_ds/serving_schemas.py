@@ -1,14 +1,22 @@
-"""What requests may say, and what answers look like: OpenAI's, as far as this server has it.
+"""What requests may say: OpenAI's interface, as far as this server has it.
 
-What it does not have is refused in words, except at the value that asks for nothing. JSON is read
-strictly: no number in quotes, nothing unknown, no NaN, no half of a surrogate pair.
+Null is as left out, everywhere. Fields that change no answer are ignored. What this server does not
+have is refused in words, except at the value that asks for nothing. JSON is read strictly: no
+number in quotes, no unknown option, no NaN, no half of a surrogate pair.
 """
 
-import time
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Json,
+    ValidationError,
+    model_validator,
+)
 
 MOST_CHOICES = 8
 MOST_STOPS = 4
@@ -38,12 +46,47 @@ class ApiError(Exception):
 Without = Mapping[str, tuple[Any, ...]]
 NOT_HAD = "this server does not have it; leave it out"
 NOT_WRITING: Without = {
-    "presence_penalty": (0, 0.0),
-    "frequency_penalty": (0, 0.0),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_p", "min_tokens"), (0,)),
+    **dict.fromkeys(("best_of", "repetition_penalty", "length_penalty"), (1,)),
+    **dict.fromkeys(("ignore_eos", "use_beam_search", "include_stop_str_in_output"), (False,)),
+    "top_k": (0, -1),
     "logit_bias": ({},),
+    "stop_token_ids": ([],),
+    "skip_special_tokens": (True,),
 }
+# What changes no answer: for a provider's records, caches and queues.
+IGNORED = frozenset(
+    {
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+        *("prompt_cache_retention", "prediction", "parallel_tool_calls"),
+        *("priority", "request_id", "cache_salt"),
+    }
+)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_parts(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise ValueError("give a text, or a list of text parts")
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return value
+
+
+def _asks_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
+    value = _without_nulls(value)
+    return any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral)
+
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS), BeforeValidator(_as_list)]
 
 
 class _Object(BaseModel):
@@ -51,27 +94,33 @@ class _Object(BaseModel):
         strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
     without: ClassVar[Without] = {}
+    ignored: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
-    def _without(cls, given: Any) -> Any:
+    def _what_counts(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        for name, neutral in cls.without.items():
-            value = given.get(name)
-            if not any(type(value) is type(one) and value == one for one in (None, *neutral)):
+        given = {
+            name: value
+            for name, value in given.items()
+            if value is not None and name not in cls.ignored
+        }
+        for name in cls.without.keys() & given.keys():
+            if not _asks_nothing(given.pop(name), cls.without[name]):
                 raise ApiError(400, f"{name}: {NOT_HAD}", name)
-        return {name: value for name, value in given.items() if name not in cls.without}
+        return given
 
 
 class _Request(_Object):
+    ignored = IGNORED
     model: str
-    user: str | None = None  # for the provider's records with others; here it changes nothing
 
 
 class EmbeddingRequest(_Request):
-    """Texts, or their tokens, to embed. `inputs` looks at what they are."""
+    """Texts, or their tokens, to embed. `serving_inputs` looks at what they are."""
 
+    without = {"normalize": (True,), "add_special_tokens": (True,)}
     input: Any
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
@@ -80,7 +129,7 @@ class EmbeddingRequest(_Request):
 class StreamOptions(_Object):
     """What a stream has beside its texts."""
 
-    without = {"include_obfuscation": (False,)}
+    without = dict.fromkeys(("include_obfuscation", "continuous_usage_stats"), (False,))
     include_usage: bool = False
 
 
@@ -90,7 +139,7 @@ class _Writing(_Request):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    stop: str | list[Stop] | None = None
+    stop: Stops = []
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -101,16 +150,7 @@ class _Writing(_Request):
             raise ValueError("stream_options is for stream: true alone")
         if self.temperature and self.temperature < COLDEST:
             raise ValueError(f"temperature must be 0, or {COLDEST:g} or more")
-        if isinstance(self.stop, str) and not 0 < len(self.stop) <= 256:
-            raise ValueError("stop must have 1 to 256 characters")
-        if isinstance(self.stop, list) and len(self.stop) > MOST_STOPS:
-            raise ValueError(f"stop can be {MOST_STOPS} words, not {len(self.stop)}")
         return self
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The words that end a text."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def wants_usage(self) -> bool:
@@ -124,36 +164,69 @@ class CompletionRequest(_Writing):
     without = {
         **NOT_WRITING,
         "echo": (False,),
-        "logprobs": (),
         "suffix": ("",),
-        "best_of": (1,),
+        "add_special_tokens": (True,),
     }
     prompt: Any
 
 
 class TextPart(_Object):
-    """A piece of a message."""
+    """A piece of a message. What clients put beside its text is for other providers."""
 
+    model_config = ConfigDict(extra="ignore")
     type: Literal["text"]
     text: str
 
 
+class Function(_Object):
+    """What an assistant called, and with what."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    arguments: Annotated[Json[dict[str, Any]], BeforeValidator(lambda given: given or "{}")] = {}
+
+
+class ToolCall(_Object):
+    """A call of a tool in an assistant's message."""
+
+    model_config = ConfigDict(extra="ignore")
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Function
+
+
 class Message(_Object):
-    """What somebody says in a chat."""
+    """What somebody says in a chat. Clients keep records of their own in it, which are ignored."""
 
-    without = {
-        **dict.fromkeys(("name", "function_call", "refusal", "audio"), ()),
-        **dict.fromkeys(("tool_calls", "annotations"), ([],)),
-    }
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    model_config = ConfigDict(extra="ignore")
+    without = {"audio": (), "refusal": ("",)}
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Annotated[list[TextPart], BeforeValidator(_as_parts)] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[ToolCall] = []
+    function_call: Function | None = None  # the older form of a tool call
 
-    def plain(self) -> dict[str, str]:
-        """Role and content as chat templates know them."""
-        whole = self.content if isinstance(self.content, str) else ""
-        parts = self.content if isinstance(self.content, list) else []
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": whole + "".join(part.text for part in parts)}
+    @model_validator(mode="after")
+    def _says_something(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content is missing; only an assistant's message can be without")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """The message as chat templates know it: roles by their older or newer name, tools'
+        arguments as objects."""
+        role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
+        content = "".join(part.text for part in self.content or ())
+        calls = self.tool_calls
+        if self.function_call is not None:
+            calls = [*calls, ToolCall(function=self.function_call)]
+        more = {
+            **self.model_dump(include={"name", "reasoning_content", "tool_call_id"}),
+            "tool_calls": [call.model_dump(exclude_none=True) for call in calls],
+        }
+        return {"role": role, "content": content, **{n: x for n, x in more.items() if x}}
 
 
 class ChatRequest(_Writing):
@@ -161,23 +234,28 @@ class ChatRequest(_Writing):
 
     without = {
         **NOT_WRITING,
-        **dict.fromkeys(("top_logprobs", "audio", "prediction", "reasoning_effort"), ()),
-        "logprobs": (False,),
+        **dict.fromkeys(("logprobs", "echo", "add_special_tokens"), (False,)),
+        "top_logprobs": (0,),
+        "reasoning_effort": ("none",),
+        "verbosity": ("medium",),
+        "thinking": ({"type": "disabled"},),
+        "chat_template_kwargs": ({},),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none",),
-        "parallel_tool_calls": (True, False),
         "response_format": ({"type": "text"},),
         "modalities": (["text"],),
-        "store": (False,),
     }
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _once(self) -> "ChatRequest":
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
+        given = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(given) > 1:
             raise ValueError("max_tokens and max_completion_tokens are the same; give one")
         return self
 
@@ -196,44 +274,3 @@ def parse(kind: type[Asked], body: bytes) -> Asked:
     if first["type"] == "extra_forbidden":
         message = NOT_HAD
     raise ApiError(400, f"{place}: {message}" if place else message, param=place or None)
-
-
-def usage(prompt: int, completion: int | None = None) -> dict[str, int]:
-    """What a request used, in tokens."""
-    if completion is None:
-        return {"prompt_tokens": prompt, "total_tokens": prompt}
-    total = prompt + completion
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
-
-
-class Form:
-    """How texts are answered: completions and chats differ in names alone."""
-
-    def __init__(self, chat: bool, answer_id: str, model: str) -> None:
-        self.chat = chat
-        kind = "chat.completion" if chat else "text_completion"
-        prefix = "chatcmpl" if chat else "cmpl"
-        self.kinds = {False: kind, True: "chat.completion.chunk" if chat else kind}
-        self.shared = {"id": f"{prefix}-{answer_id}", "created": int(time.time()), "model": model}
-
-    def whole(self, choices: list[tuple[str, str]], used: dict[str, int]) -> dict[str, Any]:
-        """The answer, of each choice its text and why it ended."""
-        shown = []
-        for index, (text, reason) in enumerate(choices):
-            message = {"message": {"role": "assistant", "content": text, "refusal": None}}
-            content = message if self.chat else {"text": text}
-            shown.append({"index": index, **content, "logprobs": None, "finish_reason": reason})
-        return {**self.shared, "object": self.kinds[False], "choices": shown, "usage": used}
-
-    def piece(
-        self, index: int, text: str, reason: str | None, first: bool = False
-    ) -> dict[str, Any]:
-        """A piece of a choice's text as a stream has it."""
-        role = {"role": "assistant"} if first else {}
-        content = {"delta": {**role, "content": text}} if self.chat else {"text": text}
-        choice = {"index": index, **content, "logprobs": None, "finish_reason": reason}
-        return {**self.shared, "object": self.kinds[True], "choices": [choice]}
-
-    def last(self, used: dict[str, int]) -> dict[str, Any]:
-        """The piece of a stream that has its usage."""
-        return {**self.shared, "object": self.kinds[True], "choices": [], "usage": used}

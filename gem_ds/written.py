@@ -56,6 +56,11 @@ def pieces(written: Written, tokens: Iterable[int], ends: set[int]) -> Iterator[
         yield piece
 
 
+def shown(text: str) -> str:
+    """A text as a command shows it, which says so where there is nothing to see."""
+    return text if text.strip() else "(an empty answer)"
+
+
 def _overlap(text: str, word: str) -> int:
     """How many of the last characters of a text may be the first of a word."""
     longest = min(len(text), len(word) - 1)

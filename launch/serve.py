@@ -22,11 +22,12 @@ def parse(arguments: list[str]) -> ServeConfig:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     for field in fields(ServeConfig):
         required = field.default is MISSING
+        several = field.default == ()
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             required=required,
-            default=None if required else field.default,
-            type=str if required else type(field.default),
+            default=argparse.SUPPRESS if required or several else field.default,
+            type=str if required or several else type(field.default),
             **field.metadata,
         )
     if not arguments:

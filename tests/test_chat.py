@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from talks import together, turns
+from talks import together, turns, with_template
 from transformers import AutoTokenizer
 
 from gem_ds import chat, documents, job, tokenization
@@ -177,3 +177,55 @@ def test_a_prompt_is_that_of_apply_chat_template(family: Family, contents: list[
     plain = [*messages[:-1], {"role": "user", "content": "a b"}]
     counts = [family.counted(family.chat.prompt(talk).tolist()) for talk in (spelled, plain)]
     assert counts[0] == counts[1]
+
+
+def test_tools_are_refused_by_templates_that_know_none(family: Family) -> None:
+    function = {"name": "weather", "arguments": {"city": "Oslo"}}
+    messages: list[Any] = [
+        {"role": "user", "content": "How is it outside?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
+        {"role": "tool", "content": "sunny"},
+    ]
+    with pytest.raises(Skip, match=f"{chat.LEFT_OUT} tool calls|{chat.REFUSED}"):
+        family.chat.prompt(messages)
+
+
+CALLS = "{% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments | tojson }});"
+
+
+@pytest.mark.parametrize(
+    ("template", "lost"),
+    [
+        ("{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}", "tool calls"),
+        (
+            "{% for m in messages if m.role != 'tool' %}{{ m.content }}"
+            + CALLS
+            + "{% endfor %}{% endfor %}",
+            "messages of the role 'tool'",
+        ),
+        (
+            "{% for m in messages if m.role != 'system' %}{{ m.content }}"
+            + CALLS
+            + "{% endfor %}{% endfor %}",
+            "messages of the role 'system'",
+        ),
+        ("{% for m in messages %}{{ m.content }}" + CALLS + "{% endfor %}{% endfor %}", None),
+    ],
+)
+def test_what_a_template_leaves_out_is_named(
+    tokenizer_dir: Path, template: str, lost: str | None
+) -> None:
+    vocab, made = with_template(tokenizer_dir, template)
+    call = {"function": {"name": "f", "arguments": {"x": 1}}}
+    messages: list[Any] = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "seen"},
+    ]
+    if lost:
+        with pytest.raises(Skip, match=f"the chat template leaves out {lost}"):
+            made.prompt(messages)
+    else:
+        expected = tokenization.encode(vocab, ['be briefhif({"x": 1});seen'])[0]
+        assert made.prompt(messages).tolist() == expected.tolist()

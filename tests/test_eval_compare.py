@@ -1,6 +1,7 @@
 """Tables of scores: intervals equal to the obvious loop, and what cannot be compared is refused."""
 
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -63,34 +64,41 @@ def test_intervals_are_those_of_an_obvious_loop(folder):
     for name in table.models:
         _, place = eval_scores.find(f"{folder}:{name}")
         items[name] = {
-            task: json.loads((place.items / f"{task}.json").read_text()) for task in "AS"
+            task: json.loads((place.items / f"{task}.json").read_text()) for task in "ABS"
         }
 
-    def draws(n):
-        """The resamples of a generator with the same seed."""
-        rng = np.random.default_rng(5)
+    def draws(task, n):
+        """The resamples of a generator with the same seed and task."""
+        rng = np.random.default_rng([5, zlib.crc32(f"mteb/{task}/main score".encode())])
         return [part for size in (200, 200) for part in rng.integers(0, n, (size, n))]
 
-    first, second = (
-        np.array(
-            [items[n]["A"]["test/default"]["values"][f"q{i}"] for i in sorted(range(30), key=str)]
+    gains = {}
+    for task in "AB":
+        first, second = (
+            np.array(
+                [
+                    items[n][task]["test/default"]["values"][f"q{i}"]
+                    for i in sorted(range(30), key=str)
+                ]
+            )
+            for n in table.models
         )
-        for n in table.models
-    )
-    means = [100 * (second - first)[i].mean() for i in draws(30)]
-    assert rows["A"].difference_intervals[0] == pytest.approx(np.percentile(means, [2.5, 97.5]))
-    assert rows["A"].differences[0] == pytest.approx(100 * (second - first).mean())
+        gains[task] = [100 * (second - first)[i].mean() for i in draws(task, 30)]
+        interval = rows[task].difference_intervals[0]
+        assert interval == pytest.approx(np.percentile(gains[task], [2.5, 97.5]))
+        assert rows[task].differences[0] == pytest.approx(100 * (second - first).mean())
     pairs = [np.array(items[n]["S"]["test/default"]["pairs"]) for n in table.models]
 
     def spearman(pair_N2, i):
         return 100 * stats.spearmanr(*pair_N2[i].T).statistic
 
-    gains = [spearman(pairs[1], i) - spearman(pairs[0], i) for i in draws(60)]
-    assert rows["S"].difference_intervals[0] == pytest.approx(np.percentile(gains, [2.5, 97.5]))
-    own = [spearman(pairs[1], i) for i in draws(60)]
+    gains["S"] = [spearman(pairs[1], i) - spearman(pairs[0], i) for i in draws("S", 60)]
+    interval = rows["S"].difference_intervals[0]
+    assert interval == pytest.approx(np.percentile(gains["S"], [2.5, 97.5]))
+    own = [spearman(pairs[1], i) for i in draws("S", 60)]
     assert rows["S"].intervals[1] == pytest.approx(np.percentile(own, [2.5, 97.5]))
     differences = np.array([row.differences[0] for row in table.rows if row.group == "mteb"])
-    means = [differences[i].mean() for i in draws(3)]
+    means = np.mean([gains[task] for task in "ABS"], axis=0)
     (mteb,) = [row for row in table.means if row.group == "mteb"]
     assert mteb.difference_intervals[0] == pytest.approx(np.percentile(means, [2.5, 97.5]))
     assert mteb.differences[0] == pytest.approx(differences.mean())
@@ -141,7 +149,6 @@ def test_what_differs_is_named(folder, tmp_path):
         with pytest.raises(InputError, match=match):
             eval_compare.compare([f"{folder}:base", str(other)])
 
-    refused(r"B \(main score\) only in base", tasks=("A", "S"))
     refused("S: data d1 in base, d2 in gem", sts_data="d2")
     refused("mmlu_anatomy: version 1.0 in base, 2.0 in gem", version=2.0)
     refused("mmlu_law: questions 50 in base, 9 in gem", n=9)
@@ -152,6 +159,64 @@ def test_what_differs_is_named(folder, tmp_path):
     write_json(place / "A.json", told)
     with pytest.raises(InputError, match=r"A: splits \{'test'.*in base, \{'dev'.* in gem"):
         eval_compare.compare([f"{folder}:base", f"{folder}:gem"])
+
+
+def test_what_only_one_has_is_named_and_the_rest_compared(folder, tmp_path):
+    results(tmp_path / "other", "gem", 1.0, tasks=("A", "S", "C"))
+    other = f"{tmp_path / 'other'}:gem"
+    table = eval_compare.compare([f"{folder}:base", other], 300)
+    named = ["B (main score) only in base", "C (main score) only in gem"]
+    assert table.left_out == named
+    assert f"Not compared: {'; '.join(named)}." in table.markdown()
+    whole = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 300)
+    assert whole.left_out == []
+    assert "Not compared" not in whole.markdown()
+    by_task = {row.task: row for row in whole.rows}
+    assert {row.task for row in table.rows} == {*by_task} - {"B"}
+    assert table.rows[0].scores[0] == by_task["A"].scores[0]
+    assert "mean of 2 mteb tasks" in table.markdown()
+    third = eval_compare.compare([f"{folder}:base", f"{folder}:gem", other], 50)
+    assert [text.partition(" only in ")[0] for text in third.left_out] == [
+        "B (main score)",
+        "C (main score)",
+    ]
+    assert {row.task for row in third.rows} == {row.task for row in table.rows}
+
+
+def test_nothing_in_common_is_refused(tmp_path):
+    for name, task in (("base", "A"), ("gem", "B")):
+        results(tmp_path / name, name, 1.0, tasks=(task,))
+        for path in (tmp_path / name / "lm").rglob("*.json"):
+            path.unlink()
+    names = [f"{tmp_path / name}:{name}" for name in ("base", "gem")]
+    with pytest.raises(InputError, match=r"base and gem have no score in common: A \(main score\)"):
+        eval_compare.compare(names)
+
+
+def test_the_mean_of_two_tasks_has_an_interval_of_their_items(folder):
+    """Wider than nothing and narrower than the tasks' own: not the two tasks themselves."""
+    for task in ("S", "B"):
+        for path in folder.rglob(f"{task}.json"):
+            path.unlink()
+    results(folder, "base", 2.0, tasks=("A", "B"))
+    table = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 50)
+    assert [mean.group for mean in table.means] == ["MMLU"], "one task has no mean"
+    results(folder, "gem", 1.0, tasks=("A", "B"))
+    table = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 2000)
+    tasks = [row for row in table.rows if row.group == "mteb"]
+    (mean,) = [row for row in table.means if row.group == "mteb"]
+    assert len(tasks) == 2
+
+    def width(row, i):
+        low, high = [*row.intervals, *row.difference_intervals][i]
+        return high - low
+
+    for i in range(3):
+        independent = np.hypot(*(width(row, i) for row in tasks)) / 2
+        assert width(mean, i) == pytest.approx(independent, rel=0.1)
+    low, high = mean.difference_intervals[0]
+    assert low < mean.differences[0] < high
+    assert sorted((low, high)) != pytest.approx(sorted(row.differences[0] for row in tasks))
 
 
 def test_models_in_one_folder_are_told_apart(folder):
@@ -178,4 +243,16 @@ def test_without_items_there_is_no_interval(folder):
     table = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 100)
     rows = [row for row in table.rows if row.group == "mteb"]
     assert {(*row.intervals, *row.difference_intervals) for row in rows} == {(None, None, None)}
-    assert table.means[0].difference_intervals[0]
+    mteb, mmlu = table.means
+    assert (*mteb.intervals, *mteb.difference_intervals) == (None, None, None)
+    assert mmlu.difference_intervals[0]
+    why = (
+        "The mean of 3 mteb tasks has no interval: no or too few scores of single items of A, B, S."
+    )
+    assert why in table.markdown()
+    assert "mean of 2 MMLU tasks has no" not in table.markdown()
+
+
+def test_a_seed_below_zero_is_refused(folder):
+    with pytest.raises(InputError, match="--seed is -1, it must be 0 or more"):
+        eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 50, -1)

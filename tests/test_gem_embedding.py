@@ -1,6 +1,8 @@
 """The module that exports carry for SentenceTransformers embeds as our encoder does."""
 
 import ast
+import copy
+import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from exports import TEXTS, gem_config, run_tokenizer
 from models import FAMILIES, tiny_model
 from sentence_transformers import SentenceTransformer
 from test_adapters import random_b
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from gem_ds import adapter_files, adapters, gem_embedding
 from gem_ds.encode import Encoder
@@ -155,6 +157,59 @@ def test_what_is_saved_is_loaded_again(folder, tmp_path):
     again = opened(tmp_path)
     assert again.max_seq_length == 40
     assert agree(again.encode(TEXTS), embedder.encode(TEXTS))
+
+
+def test_its_tokenizer_is_one_of_transformers(folder):
+    """What it makes of texts is what the module reads, padded and cut as its caller wants."""
+    embedder = opened(folder)
+    tokenizer = embedder.tokenizer
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    assert len(tokenizer) == len(AutoTokenizer.from_pretrained(folder / "model"))
+    long = "word after word, <|bos|> " * 60
+    texts = [*TEXTS, "a <|summary_0|> b", long]
+    expected = embedder.encode(texts)
+    for padding in (True, "max_length"):
+        features = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt")
+        assert features["input_ids"].shape == (len(texts), 64)
+        with torch.no_grad():
+            assert agree(embedder(dict(features))["sentence_embedding"].numpy(), expected)
+    assert np.array_equal(embedder.encode(texts), expected), "calls leave no trace"
+    assert (
+        tokenizer(texts[0])["input_ids"] == embedder.preprocess(texts[:1])["input_ids"][0].tolist()
+    )
+    embedder.max_seq_length = 10
+    assert tokenizer.model_max_length == 10
+    assert len(tokenizer.encode(long, truncation=True)) == 10
+
+
+def test_text_splitters_get_their_text_back(folder):
+    """They take an id off each end, cut what is left and decode the parts."""
+    tokenizer = opened(folder).tokenizer
+    text = "  Words of <|bos|> a text, and all of them. " * 9
+    ids = tokenizer.encode(text, max_length=2**31 - 1, truncation="do_not_truncate")[1:-1]
+    assert len(ids) == len(tokenizer.tokenize(text)) + K - 1
+    parts = [tokenizer.decode(ids[at : at + 50]) for at in range(0, len(ids), 50)]
+    assert "".join(parts) == text
+    assert "<|summary_0|>" in tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_its_tokenizer_needs_no_bos(folder):
+    module = opened(folder)[0]
+    tokenizer = type(module.tokenizer)(module.backend, {**module.settings, "bos": []})
+    assert tokenizer.bos_token is None
+    assert tokenizer.encode("x") == module.tokenizer.encode("x")[1:]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"]
+)
+def test_copies_embed_as_the_original(folder, copied):
+    """Processes of a pool get a pickled one; text that spells a control token stays text there."""
+    texts = [*TEXTS, "a <|bos|> b <|summary_1|>"]
+    embedder = opened(folder)
+    again = copied(embedder)
+    assert np.array_equal(again.encode(texts), embedder.encode(texts))
+    assert again.tokenizer(texts)["input_ids"] == embedder.tokenizer(texts)["input_ids"]
 
 
 def test_half_precision_is_close(folder):

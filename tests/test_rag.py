@@ -49,3 +49,19 @@ def test_a_folder_without_texts_is_refused(tokenizer_dir: Path, tmp_path: Path) 
     (tmp_path / "none").mkdir()
     with pytest.raises(rag.InputError, match=r"none has no \.txt or \.md files"):
         rag.passages(model, tmp_path / "none")
+
+
+def test_an_empty_answer_is_said_to_be_empty(
+    texts: Path,
+    tokenizer_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a model that any token ends."""
+    ends = {"eos_token_id": list(range(400))}
+    export = export_tiny(tokenizer_dir, tmp_path / "export", k=2, positions=256, generation=ends)[1]
+    given = ["rag.py", "--model", str(export), "--texts", str(texts), "--question", "What?"]
+    monkeypatch.setattr(sys, "argv", given)
+    rag.main()
+    assert capsys.readouterr().out.count("tokens:\n(an empty answer)\n") == 2

@@ -126,6 +126,34 @@ def test_no_export_no_key_wrong_flags(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ServeConfig(model="exports/gem/").served_name == "gem"
 
 
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        (["http://localhost:3000, https://a.b", "app://c"], 3),
+        (["*"], 1),
+        (["null"], 1),
+        (["https://a.b:80"], 1),
+        (["http://[::1]:3000"], 1),
+    ],
+)
+def test_origins(given: list[str], origins: int) -> None:
+    assert len(ServeConfig(model="x", cors_origin=given).origins) == origins
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("", "localhost:3000", "http://", "http://a/", "http://a/b", "http://a?b", "http://A"),
+        *("http://a:80", "https://a:443", "http://a:b", "http://u@a", "http://a,", "http://*"),
+    ],
+)
+def test_what_browsers_never_send_is_no_origin(wrong: str) -> None:
+    with pytest.raises(
+        InputError, match=r"--cors-origin '.*' is no origin; give it as browsers do"
+    ):
+        ServeConfig(model="x", cors_origin=[wrong])
+
+
 def test_the_command_says_how_it_is_used() -> None:
     none = subprocess.run(COMMAND, capture_output=True, text=True)
     assert none.returncode == 2

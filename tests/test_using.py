@@ -61,6 +61,8 @@ def test_everything_on_the_page_runs_in_its_order(
     assert names["bits"].shape == (3, 4)
     assert names["short"].shape == (3, 16)
     assert set(names["stored"]) == {"x", "y"}
+    assert names["text"] == "a text"
+    assert len(names["ids"]) == len(names["embedder"].preprocess(["a text"])["input_ids"][0])
     vectors = np.load(place / "vectors.npy")
     assert np.allclose(vectors, names["model"].encode(["a text", "another one"]), atol=1e-5)
     assert np.array_equal(vectors, np.load(place / "shared.npy"))
