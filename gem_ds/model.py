@@ -22,6 +22,7 @@ from gem_ds import attention
 from gem_ds.batches import Batch
 from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
 from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds.draws import folded
 from gem_ds.errors import InputError
 from gem_ds.prefill import FirstPass, SecondPass
 from gem_ds.recompute import Recompute
@@ -193,7 +194,7 @@ def load(
     (a live ``HfDeepSpeedConfig``) no rank ever holds the whole model. `vocab_size` counts the
     tokenizer's tokens, the new ones included. Raises `InputError` for what cannot be loaded.
     """
-    set_seed(seed)
+    set_seed(folded(seed, 32))  # NumPy's has no more
     try:
         if from_scratch:
             config = AutoConfig.from_pretrained(base)

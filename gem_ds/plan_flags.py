@@ -9,57 +9,80 @@ from gem_ds.config import TrainConfig
 from gem_ds.ds_json import read_json
 from gem_ds.errors import InputError
 from gem_ds.expected import Data, Views
+from gem_ds.flags import Parser, real, whole
 from gem_ds.manifest import Manifest
 from gem_ds.plan import Fixed
 from gem_ds.recipes import DEFAULT, RECIPES
 from gem_ds.speed import Cluster
 from gem_ds.ways import OFFLOADS, Job, Offload
 
+SIZE = real(0, 1e6, above=True)
 
-def parser(description: str) -> argparse.ArgumentParser:
+
+def parser(description: str) -> Parser:
     """All flags, with their help."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(description)
     add = made.add_argument
     add("--model", required=True, help=f"folder, config.json or {', '.join(shapes.BUILT_IN)}")
     machine = made.add_argument_group("machines").add_argument
     machine("--gpu", choices=hardware.GPUS, default="h100", help="whose figures are the defaults")
-    machine("--gpus", type=int, default=8, metavar="N", help="in all; default 8")
-    machine("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
-    machine("--gpu-memory", type=float, metavar="GIB", help="of a GPU")
-    machine("--host-memory", type=float, default=0.0, metavar="GIB", help="of a machine; unlimited")
-    machine("--peak", type=float, metavar="TFLOPS", help="of a GPU, dense bf16")
-    machine("--hbm", type=float, metavar="GBPS", help="bandwidth of a GPU's memory")
-    machine("--inside", type=float, metavar="GBPS", help="of a GPU to others of its machine")
-    machine("--outside", type=float, metavar="GBPS", help="of a GPU to other machines")
-    machine("--host", type=float, metavar="GBPS", help="of a GPU to its host")
+    machine("--gpus", type=whole(1, 10**6), default=8, metavar="N", help="in all; default 8")
+    machine("--gpus-per-node", type=whole(1, 1000), default=8, metavar="N", help="default 8")
+    machine("--gpu-memory", type=SIZE, metavar="GIB", help="of a GPU")
+    machine(
+        "--host-memory",
+        type=real(0, 1e6),
+        default=0.0,
+        metavar="GIB",
+        help="of a machine; unlimited",
+    )
+    machine("--peak", type=SIZE, metavar="TFLOPS", help="of a GPU, dense bf16")
+    machine("--hbm", type=SIZE, metavar="GBPS", help="bandwidth of a GPU's memory")
+    machine("--inside", type=SIZE, metavar="GBPS", help="of a GPU to others of its machine")
+    machine("--outside", type=SIZE, metavar="GBPS", help="of a GPU to other machines")
+    machine("--host", type=SIZE, metavar="GBPS", help="of a GPU to its host")
     what = made.add_argument_group("what is trained, as for launch/train.py").add_argument
     what("--recipe", choices=RECIPES, default=DEFAULT, help=f"default {DEFAULT}")
     what("--adapter", choices=("none", "summary", "everywhere"), help="default: the recipe's")
-    what("--lora-rank", type=int, metavar="R", help="default: the recipe's")
-    what("--alpha", type=float, metavar="A", help="default: the recipe's")
-    what("--kl-to-base", type=float, metavar="W", help="default: the recipe's")
+    what("--lora-rank", type=whole(1, 10**5), metavar="R", help="default: the recipe's")
+    what("--alpha", type=real(0, 1), metavar="A", help="default: the recipe's")
+    what("--kl-to-base", type=real(0, 1000), metavar="W", help="default: the recipe's")
     what("--positives", metavar="KINDS", help="default: the recipe's")
-    what("--rows-per-step", type=int, default=32, metavar="N", help="default 32")
+    what("--rows-per-step", type=whole(1, 10**6), default=32, metavar="N", help="default 32")
     data = made.add_argument_group("data").add_argument
     data("--shards", metavar="FOLDER", help="finished shards, instead of the following four")
-    data("--row-length", type=int, default=2048, metavar="N", help="tokens; default 2048")
-    data("--document-length", type=float, metavar="N", help="mean tokens; default 512, or a row")
-    data("--gem-share", type=float, default=0.2, metavar="S", help="of documents; default 0.2")
-    data("--summary-tokens", type=int, default=8, metavar="K", help="default 8")
+    data(
+        "--row-length", type=whole(1, 2**24), default=2048, metavar="N", help="tokens; default 2048"
+    )
+    data(
+        "--document-length",
+        type=real(1, 2**24),
+        metavar="N",
+        help="mean tokens; default 512, or a row",
+    )
+    data("--gem-share", type=real(0, 1), default=0.2, metavar="S", help="of documents; default 0.2")
+    data("--summary-tokens", type=whole(0, 1000), default=8, metavar="K", help="default 8")
     how = made.add_argument_group("how; what is left out is chosen").add_argument
     how("--deepspeed", metavar="JSON", help="a file of this kind instead of stage and offload")
-    how("--zero-stage", type=int, choices=(2, 3))
+    how("--zero-stage", type=whole(2, 3), help="of ZeRO")
     how("--offload", choices=OFFLOADS, help="to the host: nothing, the optimizer, weights too")
-    how("--rows-per-micro-batch", type=int, metavar="N")
     how(
-        "--checkpoint-every", type=int, default=1, metavar="N", help="layers, 0 for none; default 1"
+        "--rows-per-micro-batch",
+        type=whole(1, 10**6),
+        metavar="N",
+        help="packed rows a GPU computes at once",
+    )
+    how(
+        "--checkpoint-every",
+        type=whole(0),
+        default=1,
+        metavar="N",
+        help="layers, 0 for none; default 1",
     )
     how("--bf16-states", action="store_true", help="master weights and AdamW's moments in bf16")
     run = made.add_argument_group("the whole run").add_argument
-    run("--tokens", type=float, default=0.0, metavar="N", help="of rows, such as 1e9")
-    run("--price-per-gpu-hour", type=float, default=0.0, metavar="P")
+    run("--tokens", type=real(0, 1e15), default=0.0, metavar="N", help="of rows, such as 1e9")
+    run("--price-per-gpu-hour", type=real(0, 1e6), default=0.0, metavar="P", help="in any currency")
     out = made.add_argument_group("output").add_argument
     out("--json", action="store_true", help="all figures as JSON instead")
     out("--write", metavar="JSON", help="write the DeepSpeed file here")
@@ -69,9 +92,6 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def job_of(args: argparse.Namespace) -> Job:
     """The job that parsed flags describe. Raises `InputError` for what cannot be."""
-    for name in ("gpus", "gpus_per_node", "rows_per_step", "row_length"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)} is less than 1")
     shape = shapes.load(args.model)
     data, documents = _data(args), set()
     if args.shards:
@@ -168,7 +188,5 @@ def _gpu(args: argparse.Namespace) -> hardware.Gpu:
     for flag, (name, unit) in units.items():
         value = getattr(args, flag)
         if value is not None:
-            if value <= 0:
-                raise InputError(f"--{flag.replace('_', '-')} {value:g} is not above 0")
             gpu = replace(gpu, **{name: value * unit})
     return gpu
