@@ -157,7 +157,7 @@ class Lab:
         if (folder / "definition.json").exists():
             return folder
         folder.mkdir(parents=True, exist_ok=True)
-        line = [str(part) for part in command(folder) + definition["flags"]]
+        line = [str(part) for part in command(folder) + _last(definition["flags"])]
         print(f"$ {shlex.join(line)}", flush=True)
         with (folder / "log.txt").open("a") as log:
             done = subprocess.run(line, stdout=log, stderr=log, env=_environment())
@@ -221,6 +221,17 @@ def _name(run: Run, seed: int) -> str:
 def _slug(name: str) -> str:
     """A name of a file: letters, digits and points, joined by dashes."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+def _last(flags: list[str]) -> list[str]:
+    """Flags with their values; of one that is there twice the later, which wins."""
+    groups: dict[str, list[str]] = {}
+    for part in flags:
+        if part.startswith("--"):
+            name = part
+            groups[name] = []
+        groups[name].append(part)
+    return [part for group in groups.values() for part in group]
 
 
 def _python(script: str) -> list[Any]:

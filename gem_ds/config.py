@@ -67,9 +67,7 @@ class TrainConfig:
     beta2: float = _flag("AdamW", 0.95, BELOW_1)
     max_grad_norm: float = _flag("gradient clipping", 1.0, ABOVE_0)
 
-    alpha: float = _flag(
-        "final weight of the contrastive loss, 0 to 1 (the paper's: 1)", 0.5, SHARE
-    )
+    alpha: float = _flag("final weight of the contrastive loss (the paper's: 1)", 0.5, SHARE)
     alpha_start: int = _flag("steps before the contrastive loss begins", 100, whole(0))
     alpha_ramp: int = _flag(
         "steps over which alpha rises; 0 is a step, as the paper's", 0, whole(0)

@@ -7,11 +7,11 @@ from dataclasses import fields
 
 import pytest
 from runs import ROOT
-from transformers import HfArgumentParser
 
 from gem_ds.config import TrainConfig
 from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.errors import InputError
+from gem_ds.flags import parser_of
 from gem_ds.recipes import DEFAULT, RECIPES, defaults
 
 
@@ -152,15 +152,20 @@ def test_a_recipe_names_flags_that_there_are_and_passes_the_checks(recipe):
     config(**RECIPES[recipe]).check(1)
 
 
+def parsed(*command):
+    """As launch/train.py does."""
+    parser = parser_of(TrainConfig, None)
+    parser.set_defaults(**defaults(command))
+    return TrainConfig(**vars(parser.parse_args(command)))
+
+
 def test_a_recipe_sets_defaults_and_flags_win():
     command = [sys.executable, "launch/train.py", "--recipe", "paper", "--alpha", "0.25", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     flat = " ".join(shown.split())
-    assert "(the paper's: 1) (default: 1.0)" in flat
-    parser = HfArgumentParser(TrainConfig)
-    parser.set_defaults(**defaults(command))
+    assert "loss (the paper's: 1) (from 0 to 1; default: 1.0)" in flat
     needed = ["--shards", "s", "--output", "o", "--deepspeed", "d", "--recipe", "paper"]
-    (found,) = parser.parse_args_into_dataclasses([*needed, "--alpha", "0.25"])
+    found = parsed(*needed, "--alpha", "0.25")
     assert (found.alpha, found.contrastive_learning_rate) == (0.25, 1e-5)
     assert defaults([]) == {"recipe": DEFAULT, **RECIPES[DEFAULT]}
 
@@ -168,9 +173,7 @@ def test_a_recipe_sets_defaults_and_flags_win():
 def test_a_model_from_scratch_is_held_to_no_base():
     command = ["--config", "c", "--shards", "s", "--output", "o", "--deepspeed", "d"]
     for recipe in ([], ["--recipe", "keep"]):
-        parser = HfArgumentParser(TrainConfig)
-        parser.set_defaults(**defaults([*command, *recipe]))
-        (found,) = parser.parse_args_into_dataclasses([*command, *recipe])
+        found = parsed(*command, *recipe)
         found.check(1)
         assert (found.recipe, found.adapter, found.kl_to_base) == ("keep", "none", 0.0)
     with_base = defaults(["--model", "m", "--recipe", "keep"])

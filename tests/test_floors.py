@@ -14,8 +14,8 @@ FLOORS = {
           pool local finish prepare_config cluster prepare verification inspection segments
           positives recipes config ds_json corpus bpe lock ranks stopping watchdog shapes flops
           expected zero visits gathering communication activations memory hardware speed ways
-          plan_files plan plan_flags plan_report long_texts quantization text_files vector_files written
-          embed_flags serving_config""",
+          plan_files plan plan_flags plan_report long_texts quantization text_files vector_files
+          written embed_flags serving_config""",
     1: """dist metrics masks picture kernels pieces sdpa flex attention objectives contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
           checkpoint saving elastic health record run_folder ds_keys bulk""",

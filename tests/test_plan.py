@@ -171,19 +171,22 @@ def test_help_and_refusals():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--gpus 0", "--gpus 0 is less than 1"),
+        ("--gpus 0", "--gpus 0 is out of range"),
         ("--row-length 200000 --document-length 99", "longer than the 131072 positions"),
         ("--deepspeed ds_configs/zero3.json --zero-stage 2", "settles stage"),
-        ("--peak -1", "not above 0"),
+        ("--peak -1", "--peak -1 is out of range; give a number above 0"),
         ("--recipe keep --summary-tokens 0", "nothing embeds"),
         ("--recipe lossless --kl-to-base 1", "holds nothing"),
         ("--positives echo", "--positives echo"),
     ],
 )
 def test_flags_that_contradict_are_refused(flags, message):
-    args = plan_flags.parser("").parse_args(["--model", "llama3.1-8b", *flags.split()])
+    def settle():
+        args = plan_flags.parser("").parse_args(["--model", "llama3.1-8b", *flags.split()])
+        return plan_flags.job_of(args), plan_flags.fixed_of(args)
+
     with pytest.raises(InputError, match=re.escape(message)):
-        _ = plan_flags.job_of(args), plan_flags.fixed_of(args)
+        settle()
 
 
 def test_data_of_shards_is_taken(tmp_path, tokenizer_dir):
