@@ -21,7 +21,8 @@ AUTO = "auto"
 ADAPTER_RATE, FULL_RATE = 0.64, 0.1
 MOST_STEPS = 10**7  # `engine` gives each step 2^16 seeds of the 2^40 that a run has
 SHARE, BELOW_1 = real(0, 1), real(0, 1, below=True)
-RATE, SCALE, ABOVE_0 = (real(0, most, above=True) for most in (1, 1000, 1e9))
+# What a rate is too high for shows in the gradients: see --max-skipped-steps.
+RATE, SCALE, ABOVE_0 = (real(0, most, above=True) for most in (1e30, 1000, 1e9))
 
 
 def _flag(help: str, default: Any = ..., allowed: Range | None = None) -> Any:

@@ -136,7 +136,7 @@ def _autos(node: Any, path: str = "") -> list[str]:
 
 
 def _check_owned(name: str, section: Any, file: str) -> None:
-    """Refuse a section that asks for something else than the trainer's own optimizer or schedule."""
+    """Refuse a section that asks for another optimizer or schedule than the trainer's."""
     kinds, flags, does = _OWNED[name]
     section = section if isinstance(section, dict) else {}
     if section.get("type") not in kinds:

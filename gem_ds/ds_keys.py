@@ -1,5 +1,5 @@
-"""Whether DeepSpeed can read its JSON: keys that it does not know, which it would ignore, and values
-that it refuses.
+"""Whether DeepSpeed can read its JSON: the keys, which it ignores if it does not know them, and the
+values.
 
 The keys are those of the installed DeepSpeed's own models, and the constants with which it reads
 the sections that have none. Filling the JSON is the business of `ds_json`.
@@ -123,7 +123,7 @@ def check(raw: Mapping[str, Any], name: str) -> None:
     for section in raw.keys() & {key for key, inside in keys.items() if inside}:
         if not isinstance(raw[section], Mapping):
             raise InputError(
-                f"{name}: {section} is {raw[section]!r}; write an object, or remove it"
+                f"{name}: {section} is {raw[section]!r}; remove it, or write an object"
             )
     for path in ((c.BFLOAT16_OLD,), *((ZERO_OPTIMIZATION, key) for key in _ZERO_DEPRECATED)):
         if path[-1] in (raw if len(path) == 1 else raw.get(ZERO_OPTIMIZATION, {})):
@@ -134,10 +134,10 @@ def check(raw: Mapping[str, Any], name: str) -> None:
 def check_values(resolved: Mapping[str, Any], name: str) -> None:
     """Raise `InputError` for a value that DeepSpeed refuses, and for ZeRO stage 0."""
     # Sizes of batches are checked by `ds_json`; DeepSpeed would compare them with the ranks.
-    sizes = (c.TRAIN_MICRO_BATCH_SIZE_PER_GPU, c.GRADIENT_ACCUMULATION_STEPS)
+    sizes = (c.TRAIN_BATCH_SIZE, c.GRADIENT_ACCUMULATION_STEPS)
     content = {key: value for key, value in resolved.items() if key not in sizes}
     with refusing(name):
-        read = DeepSpeedConfig({**content, c.TRAIN_BATCH_SIZE: 1})
+        read = DeepSpeedConfig({**content, c.TRAIN_MICRO_BATCH_SIZE_PER_GPU: 1})
     if not read.zero_optimization_stage:
         raise InputError(
             f"{name} leaves ZeRO off, so that each rank keeps the whole optimizer; write "
@@ -195,7 +195,8 @@ def _advice(path: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(key, here, 1, cutoff=0.8 if elsewhere else 0.5)
     shown = ".".join(path)
     if elsewhere and not usable and not near:
-        return f"remove {shown}: it is of {elsewhere[0][0]}, and bf16 needs none"
+        why = "bf16 needs none" if elsewhere[0][0] == c.FP16 else "flags set it"
+        return f"remove {shown}: it is of {elsewhere[0][0]}, and {why}"
     if 1 <= len(usable) <= 2:
         cure = f"write it as {' or '.join(usable)}"
     else:

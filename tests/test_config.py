@@ -65,8 +65,48 @@ def test_an_auto_that_nobody_fills_is_named():
 
 
 def test_what_the_trainer_owns_does_not_belong_in_the_json():
-    with pytest.raises(InputError, match="remove 'scheduler'"):
-        resolve({"scheduler": {"type": "WarmupLR"}})
+    with pytest.raises(InputError, match=r"remove 'scheduler'; .*--warmup-steps, --steps and"):
+        resolve({"scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": "auto"}}})
+    with pytest.raises(InputError, match=r"remove 'optimizer'; the optimizer is AdamW"):
+        resolve({"optimizer": {"type": "Lamb"}})
+    with pytest.raises(InputError, match=r"sets optimizer.params.lr; give it as --learning-rate"):
+        resolve({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}})
+    with pytest.raises(InputError, match=r'enables fp16.*write "bf16": {"enabled": "auto"}'):
+        resolve({"fp16": {"enabled": True}})
+
+
+def test_what_other_tools_fill_is_filled():
+    """The file that Transformers' documentation gives, with a schedule that the trainer has."""
+    zero = {
+        "stage": 3,
+        "overlap_comm": True,
+        "sub_group_size": 1e9,
+        "stage3_max_live_parameters": "auto",
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "allgather_bucket_size": "auto",
+        "stage3_gather_16bit_weights_on_model_save": "auto",
+    }
+    adam = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+    schedule = {"total_num_steps": "auto", "warmup_num_steps": "auto"}
+    raw = {
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": adam},
+        "scheduler": {"type": "WarmupCosineLR", "params": schedule},
+        "zero_optimization": zero,
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    }
+    resolved = resolve(raw)
+    assert '"auto"' not in json.dumps(resolved)
+    assert not {"optimizer", "scheduler"} & resolved.keys()
+    assert (resolved["fp16"]["enabled"], resolved["bf16"]["enabled"]) == (False, True)
+    assert "allgather_bucket_size" not in resolved["zero_optimization"]
+    assert raw["zero_optimization"]["allgather_bucket_size"] == "auto", "the file stays as it is"
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -22,7 +22,7 @@ SCRIPTS = [
     if isinstance(ast.parse(path.read_text()).body[-1], ast.If)  # __name__ == "__main__"
 ] + [ROOT / "gem_ds" / "picture.py"]
 NAMES = [str(path.relative_to(ROOT)) for path in SCRIPTS]
-NO_NUMBERS = ("x", "", "nan", "inf", "-inf", "1e999", "-1e30", "1e30", "9" * 400, "1e3x")
+NO_NUMBERS = ("x", "", "nan", "inf", "-inf", "1e999", "-1e31", "1e31", "9" * 400, "1e3x")
 
 
 def parsers_of(parser: Parser) -> Iterator[Parser]:
