@@ -18,7 +18,6 @@ what a micro-batch costs once, as a share of the forward and backward of 32 laye
 the GPU where there is one.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -39,6 +38,8 @@ from torch.nn.attention.varlen import varlen_attn
 
 from gem_ds import masks
 from gem_ds.attention import Backend, gem_attention, make_plan
+from gem_ds.errors import run
+from gem_ds.flags import Parser, whole
 from gem_ds.layout import END, START, Bounds, plain
 
 GEM_SHARE, SIGMA, LAYERS = 0.2, 1.0, 32
@@ -264,11 +265,9 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=whole(1), default=15, help="of every measurement")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cases = GPU_CASES if device == "cuda" else CPU_CASES
@@ -282,4 +281,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,7 +7,6 @@ the keys differ that `docs/performance.md` speaks of. Hardware that only emulate
 for it and computes the same.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ from planned import ROOT, script
 from trainer import prepare
 
 from gem_ds import errors
+from gem_ds.flags import Parser, whole
 
 STATES = {"fp32": "zero3.json", "bf16": "llama8b_1x141gb.json"}
 LAST = 20  # steps whose mean loss is compared
@@ -49,10 +49,8 @@ def curve(folder: Path, states: str, rate: str, steps: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=100)
+    parser = Parser(__doc__)
+    parser.add_argument("--steps", type=whole(1), default=100, help="of training")
     parser.add_argument("--rates", nargs="+", default=["3e-3", "1e-4"], help="learning rates")
     parser.add_argument("--json", type=Path, help="file for all losses")
     args = parser.parse_args()

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_ds import communication, dist, errors, shapes
 from gem_ds.engine import train_step
+from gem_ds.flags import whole
 from gem_ds.reference import CHUNK
 from gem_ds.visits import Trace
 
@@ -137,7 +138,7 @@ def differences(found: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    flags.add_argument("--ranks", type=whole(1), nargs="+", default=[2, 4], help="processes")
     flags.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     args = flags.parse_args()
     if args.measure:

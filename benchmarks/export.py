@@ -19,22 +19,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gem_ds.errors import run
+from gem_ds.flags import Parser, real, whole
+
 MB = 1e6
 RANKS = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(__doc__)
+    parser.add_argument("--hidden", type=whole(1), default=1024, help="width of the model")
+    parser.add_argument("--layers", type=whole(1), default=8, help="of the model")
+    parser.add_argument(
+        "--shard-gb", type=real(0, 1e6, above=True), default=0.05, help="of a file of weights"
     )
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--shard-gb", type=float, default=0.05)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--one", nargs=2, metavar=("RUN", "HOW"), help=argparse.SUPPRESS)
-    if len(sys.argv) == 1:
-        parser.print_help()
-        sys.exit(2)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measured(Path(args.one[0]), args.one[1], args)))
@@ -154,4 +154,4 @@ def write_rank(folder: Path, rank: int, trained: Any, frozen: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,7 +12,6 @@ moves nothing of another. WRONG and CRASH are what must not be, and the exit sta
 Shapes: T tokens in the stream, D documents, V vocabulary.
 """
 
-import argparse
 import signal
 import sys
 import warnings
@@ -27,7 +26,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from gem_ds import attention, forward, layout, model
-from gem_ds.errors import InputError
+from gem_ds.errors import InputError, run
+from gem_ds.flags import Parser
 from gem_ds.layout import END, START
 from gem_ds.reference import Reference
 
@@ -109,9 +109,7 @@ def _said(error: Exception) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -136,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,7 +7,6 @@ rank; what saving and all guards cost. Exit status 1 where anything is not as it
 costs are times: measure them on a machine that does nothing else. Linux only.
 """
 
-import argparse
 import functools
 import importlib.metadata
 import platform
@@ -25,6 +24,8 @@ from processes import until
 from rows import Result, measure
 
 from gem_ds import checkpoint
+from gem_ds.errors import run
+from gem_ds.flags import SEEDS, Parser, whole
 from gem_ds.health import Health
 from gem_ds.stopping import StopRequest
 from gem_ds.watchdog import Watchdog
@@ -271,14 +272,12 @@ ROWS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--json", type=Path, help="file for the result; what is in it stays")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--kills", type=int, default=25)
-    parser.add_argument("--ways", type=int, default=20, help="to damage a checkpoint")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=whole(1), default=25, help="of a run")
+    parser.add_argument("--ways", type=whole(1), default=20, help="to damage a checkpoint")
+    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is random")
     parser.add_argument("--work", type=Path, help="folder to work in; default: a temporary one")
     args = parser.parse_args()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed")}
@@ -289,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,7 +8,6 @@ memory are those of its own log; the plan is that of `launch/plan.py` for the sa
 rows. What a plan says that this GPU cannot hold is not tried.
 """
 
-import argparse
 import json
 import random
 import statistics
@@ -23,7 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig
 
 from gem_ds import bpe, hardware, shapes
-from gem_ds.errors import InputError
+from gem_ds.errors import InputError, run
+from gem_ds.flags import Parser, whole
 
 STEPS, WARM = 7, 3
 ROW_LENGTH = 8192
@@ -129,12 +129,10 @@ def measure(model: str, row_length: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--models", nargs="+", default=list(CASES), help="names or config.json")
-    parser.add_argument("--row-length", type=int, default=ROW_LENGTH)
+    parser.add_argument("--row-length", type=whole(1, 2**24), default=ROW_LENGTH, help="tokens")
     args = parser.parse_args()
     print("| model | tokens/s | MFU | peak GiB | planned GiB |\n|---|---|---|---|---|")
     results, failed = [], []
@@ -159,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

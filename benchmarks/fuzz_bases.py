@@ -10,7 +10,6 @@ is refused in one line that begins with ``error`` and names what is wrong. A tra
 refusal of what is good and a message that misleads are faults; the exit status is 1 then.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -25,6 +24,9 @@ from typing import Any
 
 import bases_run
 from bases_cases import Case, draw
+
+from gem_ds.errors import run
+from gem_ds.flags import SEEDS, Parser, whole
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
 # Looking for GPUs loads CUDA's driver else, which does not survive a fork.
@@ -100,13 +102,11 @@ def _work(keep: Path | None) -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", type=int, default=300, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="cases at once")
-    parser.add_argument("--case", type=int, metavar="N", help="this one alone")
+    parser = Parser(__doc__)
+    parser.add_argument("--cases", type=whole(1), default=300, help="how many")
+    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of the cases")
+    parser.add_argument("--jobs", type=whole(1, 1000), default=1, help="cases at once")
+    parser.add_argument("--case", type=whole(0), metavar="N", help="this one alone")
     parser.add_argument("--keep", type=Path, help="a new folder, in which everything stays")
     args = parser.parse_args()
     numbers = [args.case] if args.case is not None else list(range(args.cases))
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

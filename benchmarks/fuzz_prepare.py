@@ -8,7 +8,6 @@ control tokens only where the layout has them. Units are done in this process, b
 workers call. Hypothesis makes a failing case small and prints it; the exit status is 1 then.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -30,7 +29,8 @@ from fuzz_check import UNSETTLED, check, looks_wide, read
 from tokenizers import Tokenizer
 
 from gem_ds import bpe, prepare, sharding, tokenization
-from gem_ds.errors import InputError
+from gem_ds.errors import InputError, run
+from gem_ds.flags import SEEDS, Parser, whole
 from gem_ds.manifest import MANIFEST
 from gem_ds.prepare_config import PrepareConfig
 from gem_ds.units import Plan
@@ -156,11 +156,9 @@ def fuzz(n: int, seed: int) -> Counter[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser(__doc__)
+    parser.add_argument("--cases", type=whole(1), default=20_000, help="to try")
+    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is random")
     args = parser.parse_args()
     began = time.perf_counter()
     outcomes = fuzz(args.cases, args.seed)
@@ -173,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

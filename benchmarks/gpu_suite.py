@@ -10,7 +10,6 @@ Writes benchmarks/results/<date>-<gpu>.json and .md, also when a part fails, and
 non-zero exit status.
 """
 
-import argparse
 import datetime
 import importlib.util
 import json
@@ -25,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from gem_ds.errors import run
+from gem_ds.flags import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of each part: the Python command lines, and the seconds that all may take.
@@ -99,9 +101,7 @@ def markdown(gpu: str, results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
@@ -123,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

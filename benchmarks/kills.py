@@ -10,7 +10,6 @@ and 8 workers, under other hash seeds, and in shares at once. Exit status 1 if a
 Linux only.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -28,6 +27,9 @@ from pathlib import Path
 
 from kills_runs import begin, command, hashes, write_corpus
 from processes import living, until
+
+from gem_ds.errors import run
+from gem_ds.flags import SEEDS, Parser, real, whole
 
 VICTIMS = WORKER, SERVER, MAIN, ALL = ("a worker", "the fork server", "the main process", "all")
 MOMENTS = RANDOM, NEW_FILE, LAST = ("a random moment", "a new file", "the last moments")
@@ -212,12 +214,10 @@ def table(result: Result) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--megabytes", type=float, default=6.0, help="of corpus")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser(__doc__)
+    parser.add_argument("--kills", type=whole(1), default=30, help="of a run")
+    parser.add_argument("--megabytes", type=real(0, 1e6, above=True), default=6.0, help="of corpus")
+    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is random")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -242,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,7 +11,6 @@ a run whose result is there is not made again, on whatever machine it was made. 
 agree, CPUs compute in fp32, those too that multiply bf16; GPUs compute in bf16.
 """
 
-import argparse
 import datetime
 import hashlib
 import importlib.metadata
@@ -37,6 +36,7 @@ from processes import free_port
 
 from gem_ds import errors, files
 from gem_ds.errors import InputError
+from gem_ds.flags import Parser, whole
 
 ROOT = Path(__file__).resolve().parent.parent
 DEEPSPEED = ROOT / "ds_configs" / "zero3.json"
@@ -157,7 +157,7 @@ class Lab:
         if (folder / "definition.json").exists():
             return folder
         folder.mkdir(parents=True, exist_ok=True)
-        line = [str(part) for part in command(folder) + definition["flags"]]
+        line = [str(part) for part in command(folder) + _last(definition["flags"])]
         print(f"$ {shlex.join(line)}", flush=True)
         with (folder / "log.txt").open("a") as log:
             done = subprocess.run(line, stdout=log, stderr=log, env=_environment())
@@ -223,6 +223,17 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
+def _last(flags: list[str]) -> list[str]:
+    """Flags with their values; of one that is there twice the later, which wins."""
+    groups: dict[str, list[str]] = {}
+    for part in flags:
+        if part.startswith("--"):
+            name = part
+            groups[name] = []
+        groups[name].append(part)
+    return [part for group in groups.values() for part in group]
+
+
 def _python(script: str) -> list[Any]:
     return [sys.executable, ROOT / script]
 
@@ -247,9 +258,7 @@ def _write(path: Path, value: Any) -> None:
 
 def main(arguments: list[str], table: Table = TABLE) -> Lab:
     """Do the runs that the flags name, and write the report of all that there are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
     parser.add_argument("--corpus", type=Path, required=True, help="text to train on")
     parser.add_argument(
@@ -260,7 +269,7 @@ def main(arguments: list[str], table: Table = TABLE) -> Lab:
         "--results", type=Path, default=RESULTS, help="a file for each run; default: %(default)s"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"runs, or {BASE!r} for none")
-    parser.add_argument("--seeds", type=int, help="of every run; default: as the table says")
+    parser.add_argument("--seeds", type=whole(1), help="of every run; default: as the table says")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md")
     args = parser.parse_args(arguments)
     names = [run.name for run in table.runs]

@@ -10,7 +10,6 @@ attention, causal over the whole row: what one has without this project. The fas
 with norms and MLPs compiled, and with Liger's kernels where that package is installed.
 """
 
-import argparse
 import importlib.util
 import json
 import statistics
@@ -25,6 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gem_ds import fusing, layout
 from gem_ds.attention import attach, make_plan
 from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds.errors import run
+from gem_ds.flags import Parser, real, whole
 from gem_ds.forward import Shaping
 from gem_ds.recompute import Recompute
 
@@ -97,13 +98,18 @@ def measure(lm: Any, backend: Any, row: int, peak: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--rows", type=int, nargs="+", default=[8192, 32768])
-    parser.add_argument("--peak", type=float, default=989.0, help="default: an H100's %(default)s")
+    parser.add_argument("--layers", type=whole(1), default=8, help="of the model")
+    parser.add_argument(
+        "--rows", type=whole(1), nargs="+", default=[8192, 32768], help="tokens in each"
+    )
+    parser.add_argument(
+        "--peak",
+        type=real(0, 1e6, above=True),
+        default=989.0,
+        help="default: an H100's %(default)s",
+    )
     args = parser.parse_args()
     results = []
     print("| row | attention | tokens/s | utilization | peak GiB |\n|---|---|---|---|---|")
@@ -137,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

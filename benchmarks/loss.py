@@ -8,7 +8,6 @@ states, weight and targets are there before and are not counted; the gradients o
 of this machine, on shapes that fit it, in turns; on a GPU beside Liger's, where that is installed.
 """
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -27,6 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_ds.activations import FLOATS_AT_ONCE, LOGITS_AT_ONCE
 from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds.errors import run
+from gem_ds.flags import Parser, whole
 from gem_ds.forward import Shaping
 
 LARGE = (16_384, 4_096, 128_256)  # tokens, hidden size, vocabulary: Llama 3.1 8B, two rows
@@ -121,23 +122,21 @@ def seconds(rounds: int, device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--json", type=Path, help="file for the result")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=whole(1), default=7, help="of every measurement")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the times")
     args = parser.parse_args()
     peaks = {device: memory("blocks", device) for device in LOGITS_AT_ONCE}
-    whole = memory("plain")
+    plain = memory("plain")
     times = seconds(args.rounds, args.device)
     result = {
         "memory": {
             "tokens, hidden size, vocabulary": LARGE,
-            "plain_bytes": whole,
+            "plain_bytes": plain,
             **{f"blocks_of_{name}_bytes": peak for name, peak in peaks.items()},
-            **{f"blocks_of_{name}_share": peak / whole for name, peak in peaks.items()},
-            "good": max(peaks.values()) <= whole / 8,
+            **{f"blocks_of_{name}_share": peak / plain for name, peak in peaks.items()},
+            "good": max(peaks.values()) <= plain / 8,
         },
         "time": {
             "tokens, hidden size, vocabulary": SMALL if args.device == "cpu" else LARGE,
@@ -155,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten
 
 from gem_ds import communication, dist, errors, memory, saving, shapes
 from gem_ds.engine import train_step
+from gem_ds.flags import whole
 from gem_ds.visits import Trace
 
 TOLERANCE = 0.10
@@ -190,7 +191,7 @@ def worker(folder: Path, out: Path) -> None:
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--ranks", type=int, default=2)
+    flags.add_argument("--ranks", type=whole(1), default=2, help="processes")
     flags.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     args = flags.parse_args()
     if args.measure:

@@ -6,13 +6,13 @@ Writes both, as ``launch/plan.py`` plans them. With ``--check`` nothing is writt
 where they are not what it would write. Needs no GPU and no weights.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from gem_ds import plan_flags, plan_report
-from gem_ds.errors import InputError
+from gem_ds.errors import InputError, run
+from gem_ds.flags import Parser
 from gem_ds.plan import best
 from gem_ds.plan_files import deepspeed_json
 from gem_ds.ways import Plan
@@ -80,9 +80,7 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
     stale = []
@@ -102,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

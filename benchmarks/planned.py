@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gem_ds import build, expected, shapes, zero
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
+from gem_ds.flags import Parser
 from gem_ds.manifest import Manifest
 from gem_ds.recipes import RECIPES
 from gem_ds.visits import Trained
@@ -78,11 +79,9 @@ def script(name: str, *flags: object) -> str:
     return done.stdout
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None) -> Parser:
     """The flags that all have, and those by which `launch` starts a benchmark's ranks."""
-    found = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = Parser(description)
     found.add_argument("--json", type=Path, help="where to write all figures")
     for name in ("--measure", "--out"):
         found.add_argument(name, type=Path, help=argparse.SUPPRESS)

@@ -8,7 +8,6 @@ of its own, and ratios are medians over the rounds. "One core" is one: the proce
 Some minutes; Linux only.
 """
 
-import argparse
 import json
 import shutil
 import statistics
@@ -24,8 +23,9 @@ import numpy as np
 import prepare_speed
 from prepare_bench import ROOT, ROW, Bench, run
 
-from gem_ds import layout, packing, sharding
+from gem_ds import errors, layout, packing, sharding
 from gem_ds.documents import Document
+from gem_ds.flags import Parser, whole
 from gem_ds.shards import Shards
 
 
@@ -180,15 +180,17 @@ def report(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--corpus", nargs="+", required=True, help="as shard.py's --input")
     parser.add_argument("--tokenizer", required=True, help="a folder with a tokenizer.json")
-    parser.add_argument("--mb", type=int, default=32, help="text that speed is measured on")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--large-mb", type=int, default=1000, help="the larger input of `memory`")
-    parser.add_argument("--memory-workers", type=int, default=2)
+    parser.add_argument("--mb", type=whole(1), default=32, help="text that speed is measured on")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="of every measurement")
+    parser.add_argument(
+        "--large-mb", type=whole(1), default=1000, help="the larger input of `memory`"
+    )
+    parser.add_argument(
+        "--memory-workers", type=whole(1), default=2, help="processes of the larger input"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path)
     parser.add_argument(
@@ -208,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM
 
 from gem_ds import build, dist, errors
 from gem_ds.engine import train_step
+from gem_ds.flags import whole
 
 GOALS = {"ntp": 1.0, "views": 0.8}
 ROW_LENGTH, WARM, ROWS = 512, 2, 8  # tokens, steps, rows a rank
@@ -124,9 +125,9 @@ def shares(rates: dict[str, list[float]]) -> dict[str, float]:
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--ranks", type=int, default=2)
-    flags.add_argument("--rounds", type=int, default=5)
-    flags.add_argument("--steps", type=int, default=5, help="of each way in a round")
+    flags.add_argument("--ranks", type=whole(1), default=2, help="processes")
+    flags.add_argument("--rounds", type=whole(1), default=5, help="of every measurement")
+    flags.add_argument("--steps", type=whole(1), default=5, help="of each way in a round")
     args = flags.parse_args()
     if args.measure:
         return worker(args.measure, args.out)

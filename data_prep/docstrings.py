@@ -7,25 +7,23 @@ entries of a title alone are left out. Those of dev.jsonl are held out to measur
 retrieval of a rest by its title.
 """
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
 from gem_ds import corpus
 from gem_ds.errors import run
+from gem_ds.flags import Parser, whole
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--held-out", type=int, default=500, metavar="ENTRIES")
-    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
-    if len(sys.argv) == 1:
-        parser.print_help()
-        sys.exit(2)
+    parser.add_argument(
+        "--held-out", type=whole(0), default=500, metavar="ENTRIES", help="for dev.jsonl"
+    )
+    parser.add_argument(
+        "--workers", type=whole(1, 10**4), default=min(4, os.cpu_count() or 1), help="processes"
+    )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     entries = corpus.collect(corpus.source_files(), args.workers)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from gem_ds import errors, inspection, pool, verification
+from gem_ds.flags import Parser, whole
 from gem_ds.shards import Shards
 
 USAGE = """\
@@ -20,25 +21,23 @@ for example
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Look at a finished folder of shards.")
+    parser = Parser(description="Look at a finished folder of shards.")
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="the folder")
-    parser.add_argument("--rows", type=int, metavar="N", help="statistics of N rows, drawn evenly")
+    parser.add_argument(
+        "--rows", type=whole(1), metavar="N", help="statistics of N rows, drawn evenly"
+    )
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the statistics, too")
-    parser.add_argument("--row", type=int, metavar="N", help="print row N instead, as text")
-    parser.add_argument("--chars", type=int, metavar="N", help="with --row: most of each text")
+    parser.add_argument("--row", type=whole(0), metavar="N", help="print row N instead, as text")
+    parser.add_argument("--chars", type=whole(1), metavar="N", help="with --row: most of each text")
     parser.add_argument("--verify", action="store_true", help="check every file and row instead")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole(1, 10**4),
         default=pool.cores(),
         metavar="N",
         help="with --verify: processes that read (default: one a core)",
     )
     args = parser.parse_args(arguments)
-    for name in ("rows", "chars", "workers"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} must be at least 1")
     of_statistics = args.rows is not None or args.png is not None
     if of_statistics + (args.row is not None) + args.verify > 1:
         parser.error("give one of --verify, --row, and --rows or --png")

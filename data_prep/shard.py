@@ -1,10 +1,9 @@
 """Raw text in, packed shards with summary tokens out: the command for `gem_ds.prepare`."""
 
-import argparse
 import sys
-from dataclasses import MISSING, fields
 
 from gem_ds import errors
+from gem_ds.flags import parser_of
 from gem_ds.prepare import prepare
 from gem_ds.prepare_config import PrepareConfig
 
@@ -20,24 +19,7 @@ for example
 
 def parse(arguments: list[str]) -> PrepareConfig:
     """The flags are the fields of `PrepareConfig`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    for field in fields(PrepareConfig):
-        required = field.default is MISSING
-        name = f"--{field.name.replace('_', '-')}"
-        if isinstance(field.default, bool):
-            parser.add_argument(name, action="store_true", **field.metadata)
-            continue
-        parser.add_argument(
-            name,
-            required=required,
-            default=None if required else field.default,
-            type=str if required else type(field.default),
-            nargs="+" if field.name == "input" else None,
-            **field.metadata,
-        )
-    return PrepareConfig(**vars(parser.parse_args(arguments)))
+    return PrepareConfig(**vars(parser_of(PrepareConfig, __doc__).parse_args(arguments)))
 
 
 def main() -> None:

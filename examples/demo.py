@@ -7,7 +7,6 @@ Text in, a model that embeds and generates out, and one table, before and after.
 processes, or on every GPU where there are some. Results are also in <work>/results.json.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -26,6 +25,7 @@ from transformers.utils import logging
 
 from gem_ds import bpe, corpus
 from gem_ds.errors import InputError, run
+from gem_ds.flags import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "gem_ds-demo"  # in a work folder that the demo may empty
@@ -163,9 +163,7 @@ def hold_out(inputs: list[str], folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--model", help="your own base model: folder or hub name")
     parser.add_argument("--corpus", nargs="+", help="your own text: files or folders")
     parser.add_argument("--work", type=Path, default=Path("demo"), help="default: %(default)s")

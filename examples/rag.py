@@ -7,13 +7,13 @@ once reading them as text, once reading only their memories, the keys and values
 tokens.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from gem_ds import GemModel
 from gem_ds.errors import InputError, run
+from gem_ds.flags import Parser, whole
 from gem_ds.written import shown
 
 PASSAGE_TOKENS = 200
@@ -37,13 +37,13 @@ def passages(model: GemModel, folder: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--model", required=True, help="what launch/export.py wrote")
     parser.add_argument("--texts", required=True, type=Path, help="a folder of .txt and .md files")
     parser.add_argument("--question", required=True)
-    parser.add_argument("--top", type=int, default=2, help="passages to read; default: %(default)s")
+    parser.add_argument(
+        "--top", type=whole(1), default=2, help="passages to read; default: %(default)s"
+    )
     args = parser.parse_args()
     model = GemModel.from_pretrained(args.model)
 

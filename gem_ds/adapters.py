@@ -22,6 +22,7 @@ from transformers import set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gem_ds.adapter_files import NAME, lora_config
+from gem_ds.draws import folded
 from gem_ds.errors import InputError
 
 Mode = Literal["summary", "everywhere"]
@@ -91,7 +92,7 @@ def inject(
         if isinstance(module, nn.Linear)
     }
     config = lora_config(names, rank, alpha, summary_tokens if mode == "summary" else None)
-    set_seed(seed)
+    set_seed(folded(seed, 32))
     inject_adapter_in_model(config, lm)
     if mode == "summary":
         switch(lm)

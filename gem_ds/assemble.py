@@ -7,7 +7,7 @@ import torch
 from deepspeed.utils import set_z3_leaf_module
 from transformers.integrations import HfDeepSpeedConfig
 
-from gem_ds import adapters, fusing, model, tokenization
+from gem_ds import adapters, attention, fusing, model, probe, tokenization
 from gem_ds.config import TrainConfig
 from gem_ds.contrastive import ContrastiveOptions
 from gem_ds.errors import InputError
@@ -123,6 +123,8 @@ def _build_base(
 def _freeze(config: TrainConfig, lm: Any, manifest: Manifest) -> model.SummaryRows:
     """Freeze the base and give it adapters; the summary tokens' rows, which are trained too."""
     assert config.adapter != "none"
+    plan = attention.make_plan(probe.BOUNDS, "dense", device=lm.device)
+    probe.check_embeddings(lm, plan)
     adapters.inject(
         lm,
         config.adapter,

@@ -1,4 +1,4 @@
-"""Building a training run: join the ranks, check everything, make the engine, resume.
+"""Building a training run: check everything, join the ranks, make the engine, resume.
 
 What a run does then is the business of `engine`.
 """
@@ -68,12 +68,13 @@ class Run:
 
 
 def open_run(config: TrainConfig, stack: ExitStack) -> Run:
-    """Join the other ranks, check everything, build, and resume where that is asked for.
+    """Check everything, join the other ranks, build, and resume where that is asked for.
 
     What is to be given back when the run ends goes on the stack.
     """
-    device = _start_process(config)
-    config.check(dist.world_size())
+    ranks.join()
+    n_ranks, local_ranks = ranks.size(), ranks.local_size()
+    config.check(n_ranks)
     shards = Shards(config.shards)
     manifest = shards.manifest
     preflight.check_objective(config, manifest)
@@ -81,16 +82,14 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     hidden_size = hf_config.get_text_config().hidden_size
     raw = read_json(config.deepspeed)
     ds_keys.check(raw, config.deepspeed)
-    local_ranks = ranks.local_size()
-    ds_config = resolve_deepspeed(
-        raw,
-        config,
-        dist.world_size(),
-        hidden_size,
-        dist.computes_bf16(device),
-        local_ranks,
-    )
-    ds_keys.check_groups(ds_config, dist.world_size(), local_ranks, config.deepspeed)
+
+    def resolve(bf16: bool) -> dict[str, Any]:
+        return resolve_deepspeed(raw, config, n_ranks, hidden_size, bf16, local_ranks)
+
+    ds_keys.check_values(resolve(bf16=True), config.deepspeed)
+    ds_keys.check_groups(resolve(bf16=True), n_ranks, local_ranks, config.deepspeed)
+    device = _start_process(config)  # the other ranks are needed from here on
+    ds_config = resolve(dist.computes_bf16(device))
     fusing.check(config.compile, config.liger, device)
     watchdog = run_folder.enter(config, stack)
     checkpoint_found = run_folder.to_resume(config)
@@ -183,7 +182,6 @@ def _start_process(config: TrainConfig) -> torch.device:
     """Join the other ranks; the device of this one."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    ranks.join()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -4,13 +4,14 @@ It owns batch, steps, rates, data and objective; the rest is `ds_json`'s. Only `
 scripts see these objects.
 """
 
-import math
+from argparse import ArgumentTypeError
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from gem_ds.documents import PAIR
 from gem_ds.errors import STOPPED, InputError
+from gem_ds.flags import SEEDS, Range, check, real, whole
 from gem_ds.positives import Kind
 from gem_ds.recipes import DEFAULT
 
@@ -18,10 +19,15 @@ AUTO = "auto"
 # Rates times the hidden size: 2e-3 and 3e-4 were found at a width of 320 (docs/log.md); at 4096
 # they are 1.6e-4 and 2.4e-5.
 ADAPTER_RATE, FULL_RATE = 0.64, 0.1
+MOST_STEPS = 10**7  # `engine` gives each step 2^16 seeds of the 2^40 that a run has
+SHARE, BELOW_1 = real(0, 1), real(0, 1, below=True)
+# What a rate is too high for shows in the gradients: see --max-skipped-steps.
+RATE, SCALE, ABOVE_0 = (real(0, most, above=True) for most in (1e30, 1000, 1e9))
 
 
-def _flag(help: str, default: Any = ...) -> Any:
-    return field(metadata={"help": help}, **({} if default is ... else {"default": default}))
+def _flag(help: str, default: Any = ..., allowed: Range | None = None) -> Any:
+    given = {} if default is ... else {"default": default}
+    return field(metadata={"help": help, "range": allowed}, **given)
 
 
 @dataclass(frozen=True)
@@ -37,30 +43,36 @@ class TrainConfig:
         "defaults of other flags, see docs/recipes.md", DEFAULT
     )
 
-    steps: int = _flag("optimizer steps of the whole run", 1000)
-    rows_per_step: int = _flag("packed rows a step, over all ranks and micro-batches", 32)
-    rows_per_micro_batch: int = _flag("packed rows a rank computes at once", 1)
-    seed: int = _flag("of row order, views and new weights", 0)
+    steps: int = _flag("optimizer steps of the whole run", 1000, whole(1, MOST_STEPS))
+    rows_per_step: int = _flag(
+        "packed rows a step, over all ranks and micro-batches", 32, whole(1, 10**6)
+    )
+    rows_per_micro_batch: int = _flag("packed rows a rank computes at once", 1, whole(1, 10**6))
+    seed: int = _flag("of row order, views and new weights", 0, whole(0, SEEDS))
 
     learning_rate: float | None = _flag(
         "peak rate of next-token prediction (alpha = 0); default: by the model's width C, 0.64 / C "
         "of adapters and 0.1 / C of all weights",
         None,
+        RATE,
     )
     contrastive_learning_rate: float | None = _flag(
         "peak rate of the contrastive loss (alpha = 1); default: that of next-token prediction",
         None,
+        RATE,
     )
-    warmup_steps: int = _flag("linear warm-up", 20)
-    final_rate: float = _flag("share of the rate that the cosine decays to", 0.1)
-    weight_decay: float = _flag("AdamW, on matrices only", 0.0)
-    beta1: float = _flag("AdamW", 0.9)
-    beta2: float = _flag("AdamW", 0.95)
-    max_grad_norm: float = _flag("gradient clipping", 1.0)
+    warmup_steps: int = _flag("linear warm-up", 20, whole(0))
+    final_rate: float = _flag("share of the rate that the cosine decays to", 0.1, SHARE)
+    weight_decay: float = _flag("AdamW, on matrices only", 0.0, SHARE)
+    beta1: float = _flag("AdamW", 0.9, BELOW_1)
+    beta2: float = _flag("AdamW", 0.95, BELOW_1)
+    max_grad_norm: float = _flag("gradient clipping", 1.0, ABOVE_0)
 
-    alpha: float = _flag("final weight of the contrastive loss, 0 to 1 (the paper's: 1)", 0.5)
-    alpha_start: int = _flag("steps before the contrastive loss begins", 100)
-    alpha_ramp: int = _flag("steps over which alpha rises; 0 is a step, as the paper's", 0)
+    alpha: float = _flag("final weight of the contrastive loss (the paper's: 1)", 0.5, SHARE)
+    alpha_start: int = _flag("steps before the contrastive loss begins", 100, whole(0))
+    alpha_ramp: int = _flag(
+        "steps over which alpha rises; 0 is a step, as the paper's", 0, whole(0)
+    )
     alpha_shape: Literal["linear", "cosine"] = _flag("of that rise", "linear")
 
     positives: str = _flag(
@@ -69,9 +81,13 @@ class TrainConfig:
         "is crops, and pair where the shards have pairs",
         AUTO,
     )
-    prefix_dropout: float = _flag("share of prefix tokens dropped (positives dropout)", 0.2)
+    prefix_dropout: float = _flag(
+        "share of prefix tokens dropped (positives dropout)", 0.2, BELOW_1
+    )
     crop_tokens: str = _flag("least and most tokens of a span (positives crops)", "16-64")
-    crop_every: int = _flag("tokens of text for each pair of spans, at least one a text", 128)
+    crop_every: int = _flag(
+        "tokens of text for each pair of spans, at least one a text", 128, whole(1)
+    )
     pair_tokens: str = _flag(
         "least and most tokens of either side of a pair; a longer one is cut (positives pair)",
         "32-256",
@@ -81,10 +97,10 @@ class TrainConfig:
         "views likewise",
         "views",
     )
-    temperature: float = _flag("initial scale of the cosines", 20.0)
+    temperature: float = _flag("initial scale of the cosines", 20.0, SCALE)
     learn_temperature: bool = _flag("learn that scale", True)
-    least_temperature: float = _flag("the scale is clamped to no less", 1.0)
-    most_temperature: float = _flag("the scale is clamped to no more", 100.0)
+    least_temperature: float = _flag("the scale is clamped to no less", 1.0, SCALE)
+    most_temperature: float = _flag("the scale is clamped to no more", 100.0, SCALE)
     aggregation: Literal["mean", "concat", "last"] = _flag(
         "what an embedding is of the states at its summary tokens", "mean"
     )
@@ -93,7 +109,7 @@ class TrainConfig:
     )
 
     kl_to_base: float = _flag(
-        "weight of the KL of plain text and prefixes to --model; 0 is off", 0.0
+        "weight of the KL of plain text and prefixes to --model; 0 is off", 0.0, real(0, 1000)
     )
 
     attention: Literal["auto", "dense", "sdpa", "varlen", "flex"] = _flag(
@@ -108,7 +124,9 @@ class TrainConfig:
         False,
     )
     gradient_checkpointing: bool = _flag("recompute activations in the backward pass", True)
-    checkpoint_every: int = _flag("of so many layers one is recomputed, the others are kept", 1)
+    checkpoint_every: int = _flag(
+        "of so many layers one is recomputed, the others are kept", 1, whole(1)
+    )
     keep_products: bool = _flag(
         "keep the results of matrix products and attention, and recompute the rest", False
     )
@@ -129,15 +147,17 @@ class TrainConfig:
         "tokens alone (other tokens are computed as in the base) or everywhere",
         "none",
     )
-    lora_rank: int = _flag("of the adapters", 16)
-    lora_alpha: float = _flag("the adapters are scaled by lora_alpha / lora_rank", 32.0)
+    lora_rank: int = _flag("of the adapters", 16, whole(1, 10**5))
+    lora_alpha: float = _flag("the adapters are scaled by lora_alpha / lora_rank", 32.0, ABOVE_0)
 
     save: bool = _flag(
         "write checkpoints; false keeps nothing of a run that only measures speed and memory", True
     )
-    save_every: int = _flag("steps between checkpoints; the last step is always saved", 500)
-    keep_last: int = _flag("newest checkpoints kept", 2)
-    keep_every: int = _flag("and those of every so many steps; 0 keeps no others", 0)
+    save_every: int = _flag(
+        "steps between checkpoints; the last step is always saved", 500, whole(1)
+    )
+    keep_last: int = _flag("newest checkpoints kept", 2, whole(1))
+    keep_every: int = _flag("and those of every so many steps; 0 keeps no others", 0, whole(0))
     background_save: bool = _flag(
         "write checkpoints while training goes on, from a copy in the host's memory", True
     )
@@ -150,24 +170,31 @@ class TrainConfig:
         "compute the longest of the coming rows before the first step, to see that memory suffices",
         True,
     )
-    max_skipped_steps: int = _flag("stop after so many steps in a row without finite gradients", 5)
+    max_skipped_steps: int = _flag(
+        "stop after so many steps in a row without finite gradients", 5, whole(1)
+    )
     timeout_minutes: float = _flag(
-        "after which a run that does not move ends, and says which rank kept it", 10.0
+        "after which a run that does not move ends, and says which rank kept it", 10.0, ABOVE_0
     )
     stop_status: int = _flag(
-        "exit status of a run that SIGTERM or SIGUSR1 stopped, with a checkpoint", STOPPED
+        "exit status of a run that SIGTERM or SIGUSR1 stopped, with a checkpoint",
+        STOPPED,
+        whole(0, 255),
     )
     deterministic: bool = _flag(
         "only computations that give the same bits again; slower on a GPU", False
     )
     profile: int = _flag(
-        "trace so many steps, from the third on, into profile/ of the run's folder (rank 0)", 0
+        "trace so many steps, from the third on, into profile/ of the run's folder (rank 0)",
+        0,
+        whole(0),
     )
-    local_rank: int = _flag("set by the launcher", -1)
+    local_rank: int = _flag("set by the launcher", -1, whole(-1, 10**6))
 
     def check(self, world_size: int) -> None:
         """Raise `InputError` for values that contradict each other or leave their range."""
-        if (self.model is None) == (self.config is None):
+        check(self)
+        if bool(self.model) == bool(self.config):
             raise InputError(
                 "give either --model (a base to start from) or --config (from scratch)"
             )
@@ -183,38 +210,11 @@ class TrainConfig:
                 "--kl-to-base with --adapter summary holds nothing: text is computed by the base "
                 "as it was; leave it out"
             )
-        ranges = {
-            "alpha": 0 <= self.alpha <= 1,
-            "prefix_dropout": 0 <= self.prefix_dropout < 1,
-            "final_rate": 0 <= self.final_rate <= 1,
-            "temperature": self.least_temperature <= self.temperature <= self.most_temperature,
-            "least_temperature": self.least_temperature > 0,
-            "crop_every": self.crop_every > 0,
-            "kl_to_base": 0 <= self.kl_to_base < math.inf,
-            "lora_rank": self.lora_rank >= 1,
-            "lora_alpha": self.lora_alpha > 0,
-            "steps": self.steps > 0,
-            "rows_per_step": self.rows_per_step > 0,
-            "rows_per_micro_batch": self.rows_per_micro_batch > 0,
-            "checkpoint_every": self.checkpoint_every > 0,
-            "save_every": self.save_every > 0,
-            "keep_last": self.keep_last > 0,
-            "keep_every": self.keep_every >= 0,
-            "max_skipped_steps": self.max_skipped_steps > 0,
-            "warmup_steps": self.warmup_steps >= 0,
-            "profile": self.profile >= 0,
-            "alpha_start": self.alpha_start >= 0,
-            "alpha_ramp": self.alpha_ramp >= 0,
-            "learning_rate": self.learning_rate is None or self.learning_rate > 0,
-            "contrastive_learning_rate": self.contrastive_learning_rate is None
-            or self.contrastive_learning_rate > 0,
-            "max_grad_norm": self.max_grad_norm > 0,
-            "timeout_minutes": self.timeout_minutes > 0,
-        }
-        for name, good in ranges.items():
-            if not good:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} {getattr(self, name)} is out of range; see --help")
+        if not self.least_temperature <= self.temperature <= self.most_temperature:
+            raise InputError(
+                f"--temperature {self.temperature} is out of range: --least-temperature is "
+                f"{self.least_temperature} and --most-temperature {self.most_temperature}"
+            )
         how = self.checkpoint_every > 1 or self.keep_products or self.offload_activations
         if how and not self.gradient_checkpointing:
             raise InputError(
@@ -270,10 +270,13 @@ class TrainConfig:
 
     def dimensions(self) -> tuple[int, ...]:
         """The Matryoshka dimensions, ascending."""
-        found = [part.strip() for part in self.matryoshka.split(",") if part.strip()]
-        if not all(part.isdecimal() and int(part) > 0 for part in found):
-            raise InputError(f"--matryoshka {self.matryoshka}: give sizes such as 64,128,256")
-        return tuple(sorted({int(part) for part in found}))
+        parts = [part for part in self.matryoshka.split(",") if part.strip()]
+        try:
+            return tuple(sorted({int(whole(1)(part)) for part in parts}))
+        except ArgumentTypeError:
+            raise InputError(
+                f"--matryoshka {self.matryoshka}: give sizes such as 64,128,256"
+            ) from None
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches a step."""
@@ -281,7 +284,10 @@ class TrainConfig:
 
 
 def _lengths(flag: str, text: str) -> tuple[int, int]:
-    least, _, most = text.partition("-")
-    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+    try:
+        least, most = (int(whole(1)(part)) for part in text.split("-"))
+    except (ValueError, ArgumentTypeError):
+        least, most = 1, 0
+    if least > most:
         raise InputError(f"{flag} {text}: give the least and most tokens, such as 16-64")
-    return int(least), int(most)
+    return least, most

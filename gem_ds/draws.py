@@ -24,6 +24,11 @@ class Draws:
         return int(self.random() * n)
 
 
+def folded(seed: int, bits: int) -> int:
+    """A seed of 64 bits as one of fewer `bits`; one that has no more stays as it is."""
+    return (seed ^ _mixed(seed >> bits)) & ((1 << bits) - 1)
+
+
 def _mixed(z: int) -> int:
     z &= MASK
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK

@@ -1,4 +1,5 @@
-"""Whether DeepSpeed knows every key of its JSON: what it does not know it would drop in silence.
+"""Whether DeepSpeed can read its JSON: the keys, which it ignores if it does not know them, and the
+values.
 
 The keys are those of the installed DeepSpeed's own models, and the constants with which it reads
 the sections that have none. Filling the JSON is the business of `ds_json`.
@@ -6,6 +7,7 @@ the sections that have none. Filling the JSON is the business of `ds_json`.
 
 import difflib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from deepspeed.comm.config import CommsLoggerConfig
@@ -15,7 +17,7 @@ from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, 
 from deepspeed.profiling import constants as profiler
 from deepspeed.runtime import constants as c
 from deepspeed.runtime.activation_checkpointing import config as activations
-from deepspeed.runtime.config import EXPERT_PARALLEL, HybridEngineConfig
+from deepspeed.runtime.config import EXPERT_PARALLEL, DeepSpeedConfig, HybridEngineConfig
 from deepspeed.runtime.data_pipeline.constants import DATA_EFFICIENCY
 from deepspeed.runtime.model_checkpointing import constants as writing
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
@@ -23,9 +25,18 @@ from deepspeed.runtime.swap_tensor import constants as swapping
 from deepspeed.runtime.tensor_parallel.config import TPTrainingConfig
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, DeepSpeedZeroConfig
 from deepspeed.utils.config import TIMERS, TIMERS_THROUGHPUT, DeepSpeedThroughputTimerConfig
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from gem_ds.errors import InputError
+
+# Sections that a run here does not use: of fp16, and what flags set.
+_UNUSED = {c.FP16, c.OPTIMIZER, c.SCHEDULER, c.BFLOAT16_OLD}
+_ZERO_DEPRECATED = {
+    "cpu_offload": '"offload_optimizer": {"device": "cpu"}',
+    "cpu_offload_param": '"offload_param": {"device": "cpu"}',
+    "cpu_offload_use_pin_memory": "pin_memory in offload_optimizer or offload_param",
+    "stage3_gather_fp16_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save",
+}
 
 # Sections and their keys: a mapping, or None for a section whose content is free or a plain value.
 Known = Mapping[str, Any]
@@ -104,13 +115,48 @@ def known() -> Known:
 
 
 def check(raw: Mapping[str, Any], name: str) -> None:
-    """Raise `InputError` for a key that DeepSpeed does not read, with the one that was meant."""
-    for path in _unknown(raw, known()):
-        *section, key = path
+    """Raise `InputError` for a key that DeepSpeed does not read or that is deprecated, with what to
+    write instead, and for a section that is none."""
+    keys = known()
+    for path in _unknown(raw, keys):
+        raise InputError(f"{name}: {_advice(path)}")
+    for section in raw.keys() & {key for key, inside in keys.items() if inside}:
+        if not isinstance(raw[section], Mapping):
+            raise InputError(
+                f"{name}: {section} is {raw[section]!r}; remove it, or write an object"
+            )
+    for path in ((c.BFLOAT16_OLD,), *((ZERO_OPTIMIZATION, key) for key in _ZERO_DEPRECATED)):
+        if path[-1] in (raw if len(path) == 1 else raw.get(ZERO_OPTIMIZATION, {})):
+            cure = _ZERO_DEPRECATED.get(path[-1], c.BFLOAT16)
+            raise InputError(f"{name}: {'.'.join(path)} is deprecated; write {cure}")
+
+
+def check_values(resolved: Mapping[str, Any], name: str) -> None:
+    """Raise `InputError` for a value that DeepSpeed refuses, and for ZeRO stage 0."""
+    # Sizes of batches are checked by `ds_json`; DeepSpeed would compare them with the ranks.
+    sizes = (c.TRAIN_BATCH_SIZE, c.GRADIENT_ACCUMULATION_STEPS)
+    content = {key: value for key, value in resolved.items() if key not in sizes}
+    with refusing(name):
+        read = DeepSpeedConfig({**content, c.TRAIN_MICRO_BATCH_SIZE_PER_GPU: 1})
+    if not read.zero_optimization_stage:
         raise InputError(
-            f"{name}: DeepSpeed knows no {'.'.join(path)!r} and would ignore it; "
-            f"{_advice(section, key)}"
+            f"{name} leaves ZeRO off, so that each rank keeps the whole optimizer; write "
+            '"zero_optimization": {"stage": 1}, which trains the same, or a higher stage'
         )
+
+
+@contextmanager
+def refusing(name: str) -> Iterator[None]:
+    """Turns what DeepSpeed says of its JSON `name` into one sentence."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{name}: {error.title} refuses {where}: {first['msg']}") from error
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name}: DeepSpeed cannot use it: {said}") from error
 
 
 def check_groups(resolved: Mapping[str, Any], ranks: int, local_ranks: int, name: str) -> None:
@@ -138,15 +184,24 @@ def _unknown(node: Any, at: Known | None, path: tuple[str, ...] = ()) -> Iterato
             yield (*path, key)
 
 
-def _advice(section: list[str], key: str) -> str:
+def _advice(path: tuple[str, ...]) -> str:
+    """What to do about a key that is not known."""
+    *section, key = path
     here: Any = known()
-    elsewhere = [path for path in _paths(here) if path[-1] == key]
-    if elsewhere:
-        return f"write it as {'.'.join(elsewhere[0])}"
+    elsewhere = [found for found in _paths(here) if found[-1] == key]
+    usable = [".".join(found) for found in elsewhere if found[0] not in _UNUSED]
     for part in section:
         here = here[part]
-    (near,) = difflib.get_close_matches(key, here, 1, cutoff=0.0)
-    return f"did you mean {near!r}?"
+    near = difflib.get_close_matches(key, here, 1, cutoff=0.8 if elsewhere else 0.5)
+    shown = ".".join(path)
+    if elsewhere and not usable and not near:
+        why = "bf16 needs none" if elsewhere[0][0] == c.FP16 else "flags set it"
+        return f"remove {shown}: it is of {elsewhere[0][0]}, and {why}"
+    if 1 <= len(usable) <= 2:
+        cure = f"write it as {' or '.join(usable)}"
+    else:
+        cure = f"did you mean {near[0]!r}?" if near else "remove it"
+    return f"DeepSpeed knows no {shown!r} and would ignore it; {cure}"
 
 
 def _paths(at: Known, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

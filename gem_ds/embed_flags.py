@@ -1,15 +1,10 @@
 """The flags that launch/encode.py and launch/compress.py share: texts, and what reads them."""
 
-import argparse
-import sys
-
-from gem_ds.errors import InputError
+from gem_ds.flags import Parser, whole
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser(description: str | None) -> Parser:
+    found = Parser(description)
     add = found.add_argument
     add("--model", required=True, metavar="FOLDER", help="what launch/export.py wrote")
     add("--input", default="-", metavar="FILE", help="default: standard input")
@@ -25,16 +20,5 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         choices=["float32", "bfloat16"],
         help="what the model computes in; a GPU the weights' own, a CPU float32",
     )
-    add("--batch-tokens", type=int, default=8192, metavar="N", help="tokens at once")
+    add("--batch-tokens", type=whole(1), default=8192, metavar="N", help="tokens at once")
     return found
-
-
-def parse(flags: argparse.ArgumentParser) -> argparse.Namespace:
-    """What was given on the command line; without anything, the help. Raises `InputError`."""
-    if len(sys.argv) == 1:
-        flags.print_help()
-        sys.exit(2)
-    args = flags.parse_args()
-    if args.batch_tokens < 1:
-        raise InputError(f"--batch-tokens is {args.batch_tokens}, it must be at least 1")
-    return args

@@ -12,6 +12,7 @@ from gem_ds import dist
 from gem_ds.batches import Batch
 from gem_ds.build import Run, open_run
 from gem_ds.config import TrainConfig
+from gem_ds.draws import folded
 from gem_ds.errors import InputError, StoppedError
 from gem_ds.flops import of_stream
 from gem_ds.health import Health
@@ -174,7 +175,7 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
     engine, device = run.engine, run.device
     run.watchdog.move(f"in step {step}, reading rows")
     # For models with dropout: a function of the step, so that resuming repeats it.
-    torch.manual_seed((run.config.seed << 40) + (step << 16) + dist.rank())
+    torch.manual_seed((folded(run.config.seed, 24) << 40) + (step << 16) + dist.rank())
     alpha, rate = run.schedule.alpha_at(step), run.schedule.rate_at(step)
     for group in engine.optimizer.param_groups:
         group["lr"] = rate

@@ -84,7 +84,8 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _line(error: Exception, rank: str | None, debug: bool) -> str:
-    where = f" [rank {rank}]" if rank is not None else ""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    where = "" if rank is None or alone else f" [rank {rank}]"
     hidden = error.__cause__ is not None and not isinstance(error.__cause__, OSError)
     hint = f" ({DEBUG} shows the traceback)" if hidden and not debug else ""
     return f"error{where}: {error}{hint}"

@@ -22,6 +22,7 @@ from gem_ds import attention, base_model, forward
 from gem_ds.batches import Batch
 from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
 from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds.draws import folded
 from gem_ds.errors import InputError, reason
 from gem_ds.prefill import FirstPass, SecondPass
 from gem_ds.recompute import Recompute
@@ -167,7 +168,7 @@ def load(
     tokens, the new ones included. Raises `InputError` for what cannot be loaded or is computed
     otherwise than training takes it (`probe`).
     """
-    set_seed(seed)
+    set_seed(folded(seed, 32))  # NumPy's has no more
     if base is None:
         config.vocab_size = _padded(vocab_size)
         lm = _from_scratch(config, dtype)

@@ -4,8 +4,6 @@ A dot says that the token of its row attends the token of its column, its colour
 token is: prefix or plain, summary, suffix. Documents are framed; a long row is shrunk.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from gem_ds.errors import InputError, run
 from gem_ds.files import replacing
+from gem_ds.flags import Parser, whole
 from gem_ds.layout import END, START, Bounds, document_of
 from gem_ds.masks import regions, rule
 from gem_ds.segments import SummaryAttention
@@ -54,16 +53,11 @@ def picture(bounds_D4: Bounds, summary_attention: SummaryAttention = "isolated")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m gem_ds.masks", description="Draw who attends whom in a row of shards."
-    )
+    parser = Parser("Draw who attends whom in a row of shards.", prog="python -m gem_ds.masks")
     parser.add_argument("--show", required=True, metavar="SHARDS", help="folder of shards")
-    parser.add_argument("--row", type=int, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument("--row", type=whole(0), default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("mask.png"), help="default: %(default)s")
     parser.add_argument("--summary-attention", choices=("isolated", "causal"), default="isolated")
-    if len(sys.argv) == 1:
-        parser.print_help()
-        sys.exit(2)
     args = parser.parse_args()
     shards = Shards(args.show)
     if not 0 <= args.row < len(shards):

@@ -10,71 +10,86 @@ from gem_ds.config import AUTO, TrainConfig
 from gem_ds.ds_json import read_json
 from gem_ds.errors import InputError
 from gem_ds.expected import Data, Views
+from gem_ds.flags import Parser, real, whole
 from gem_ds.manifest import Manifest
 from gem_ds.plan import Fixed, best
 from gem_ds.recipes import DEFAULT, RECIPES
 from gem_ds.speed import Cluster
 from gem_ds.ways import OFFLOADS, Job, Offload, Plan
 
-# Least values of numeric flags, and whether a value must be above them.
-LEAST: dict[str, tuple[float, bool]] = {
-    **dict.fromkeys(("gpus", "gpus_per_node", "rows_per_step", "row_length"), (1, False)),
-    **dict.fromkeys(("rows_per_micro_batch", "steps"), (1, False)),
-    **dict.fromkeys(("summary_tokens", "checkpoint_every"), (0, False)),
-    **dict.fromkeys(("host_memory", "price_per_gpu_hour"), (0, False)),
-    **dict.fromkeys(
-        ("gpu_memory", "peak", "hbm", "inside", "outside", "host", "tokens"), (0, True)
-    ),
-}
+SIZE = real(0, 1e6, above=True)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str) -> Parser:
     """All flags, with their help."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(description)
     add = made.add_argument
     add("--model", required=True, help=f"folder, config.json or {', '.join(shapes.BUILT_IN)}")
     machine = made.add_argument_group("machines").add_argument
     machine("--gpu", choices=hardware.GPUS, default="h100", help="whose figures are the defaults")
-    machine("--gpus", type=int, default=8, metavar="N", help="in all; default 8")
-    machine("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
-    machine("--gpu-memory", type=float, metavar="GIB", help="of a GPU")
+    machine("--gpus", type=whole(1, 10**6), default=8, metavar="N", help="in all; default 8")
+    machine("--gpus-per-node", type=whole(1, 1000), default=8, metavar="N", help="default 8")
+    machine("--gpu-memory", type=SIZE, metavar="GIB", help="of a GPU")
     machine(
-        "--host-memory", type=float, default=0.0, metavar="GIB", help="of a machine; 0: no limit"
+        "--host-memory",
+        type=real(0, 1e6),
+        default=0.0,
+        metavar="GIB",
+        help="of a machine; unlimited",
     )
-    machine("--peak", type=float, metavar="TFLOPS", help="of a GPU, dense bf16")
-    machine("--hbm", type=float, metavar="GBPS", help="bandwidth of a GPU's memory")
-    machine("--inside", type=float, metavar="GBPS", help="of a GPU to others of its machine")
-    machine("--outside", type=float, metavar="GBPS", help="of a GPU to other machines")
-    machine("--host", type=float, metavar="GBPS", help="of a GPU to its host")
+    machine("--peak", type=SIZE, metavar="TFLOPS", help="of a GPU, dense bf16")
+    machine("--hbm", type=SIZE, metavar="GBPS", help="bandwidth of a GPU's memory")
+    machine("--inside", type=SIZE, metavar="GBPS", help="of a GPU to others of its machine")
+    machine("--outside", type=SIZE, metavar="GBPS", help="of a GPU to other machines")
+    machine("--host", type=SIZE, metavar="GBPS", help="of a GPU to its host")
     what = made.add_argument_group("what is trained, as for launch/train.py").add_argument
     what("--recipe", choices=RECIPES, default=DEFAULT, help=f"default {DEFAULT}")
     what("--adapter", choices=("none", "summary", "everywhere"), help="default: the recipe's")
-    what("--lora-rank", type=int, metavar="R", help="default: the recipe's")
-    what("--alpha", type=float, metavar="A", help="default: the recipe's")
-    what("--kl-to-base", type=float, metavar="W", help="default: the recipe's")
+    what("--lora-rank", type=whole(1, 10**5), metavar="R", help="default: the recipe's")
+    what("--alpha", type=real(0, 1), metavar="A", help="default: the recipe's")
+    what("--kl-to-base", type=real(0, 1000), metavar="W", help="default: the recipe's")
     what("--positives", metavar="KINDS", help="default: the recipe's")
-    what("--rows-per-step", type=int, default=32, metavar="N", help="default 32")
+    what("--rows-per-step", type=whole(1, 10**6), default=32, metavar="N", help="default 32")
     data = made.add_argument_group("data").add_argument
     data("--shards", metavar="FOLDER", help="finished shards, instead of the following four")
-    data("--row-length", type=int, default=2048, metavar="N", help="tokens; default 2048")
-    data("--document-length", type=float, metavar="N", help="mean tokens; default 512, or a row")
-    data("--gem-share", type=float, default=0.2, metavar="S", help="of documents; default 0.2")
-    data("--summary-tokens", type=int, default=8, metavar="K", help="default 8")
+    data(
+        "--row-length", type=whole(1, 2**24), default=2048, metavar="N", help="tokens; default 2048"
+    )
+    data(
+        "--document-length",
+        type=real(1, 2**24),
+        metavar="N",
+        help="mean tokens; default 512, or a row",
+    )
+    data("--gem-share", type=real(0, 1), default=0.2, metavar="S", help="of documents; default 0.2")
+    data("--summary-tokens", type=whole(0, 1000), default=8, metavar="K", help="default 8")
     how = made.add_argument_group("how; what is left out is chosen").add_argument
     how("--deepspeed", metavar="JSON", help="a file of this kind instead of stage and offload")
-    how("--zero-stage", type=int, choices=(2, 3))
+    how("--zero-stage", type=whole(2, 3), help="of ZeRO")
     how("--offload", choices=OFFLOADS, help="to the host: nothing, the optimizer, weights too")
-    how("--rows-per-micro-batch", type=int, metavar="N")
     how(
-        "--checkpoint-every", type=int, default=1, metavar="N", help="layers, 0 for none; default 1"
+        "--rows-per-micro-batch",
+        type=whole(1, 10**6),
+        metavar="N",
+        help="packed rows a GPU computes at once",
+    )
+    how(
+        "--checkpoint-every",
+        type=whole(0),
+        default=1,
+        metavar="N",
+        help="layers, 0 for none; default 1",
     )
     how("--bf16-states", action="store_true", help="master weights and AdamW's moments in bf16")
     run = made.add_argument_group("the whole run").add_argument
-    run("--steps", type=int, metavar="N", help="default: those of launch/train.py")
-    run("--tokens", type=float, metavar="N", help="instead of steps: of rows, such as 1e9")
-    run("--price-per-gpu-hour", type=float, default=0.0, metavar="P")
+    run("--steps", type=whole(1), metavar="N", help="default: those of launch/train.py")
+    run(
+        "--tokens",
+        type=real(0, 1e15, above=True),
+        metavar="N",
+        help="instead of steps: of rows, such as 1e9",
+    )
+    run("--price-per-gpu-hour", type=real(0, 1e6), default=0.0, metavar="P", help="in any currency")
     out = made.add_argument_group("output").add_argument
     out("--json", action="store_true", help="all figures as JSON instead")
     out("--write", metavar="JSON", help="write the DeepSpeed file here")
@@ -165,15 +180,6 @@ def fixed_of(args: argparse.Namespace) -> Fixed:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name, (least, above) in LEAST.items():
-        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
-        if value is None:
-            continue
-        if not least <= value < math.inf or (above and value == least):
-            raise InputError(
-                f"{flag} {value:g} is out of range; give {'more than' if above else 'at least'} "
-                f"{least:g}"
-            )
     if args.steps and args.tokens:
         raise InputError("--steps and --tokens both say how long the run is; give one of them")
     per_node = args.gpus_per_node

@@ -1,19 +1,19 @@
 """The flags of data preparation, and what they must be."""
 
 import datetime
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from gem_ds import documents, mixture, sources
 from gem_ds.documents import PLAIN
 from gem_ds.errors import InputError
+from gem_ds.flags import SEEDS, Range, check, real, whole
 
 LOCAL, SLURM, RAY = EXECUTORS = ("local", "slurm", "ray")
 
 
-def _flag(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text, **more})
+def _flag(default: Any, text: str, allowed: Range | None = None, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, "range": allowed, **more})
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class PrepareConfig:
     )
     tokenizer: str = field(metadata={"help": "folder or hub name of the model's tokenizer"})
     output: str = field(metadata={"help": "folder for the shards, new or left by this command"})
-    row_length: int = _flag(2048, "tokens in a packed row, summary and control tokens included")
+    row_length: int = _flag(
+        2048, "tokens in a packed row, summary and control tokens included", whole(1, 2**24)
+    )
     kinds: str = _flag(
         "plain=0.8,continuation=0.2",
         "shares of the kinds of documents; of a source of a mixture, "
         "plain=0.8,continuation=0.2;qa:pair=1",
     )
-    summary_tokens: int = _flag(8, "number k of summary tokens (the paper's: 1)")
+    summary_tokens: int = _flag(8, "number k of summary tokens (the paper's: 1)", whole(0, 1000))
     text_field: str = _flag("text", "field or column of the text")
     context_field: str = _flag("context", "field of the context, such as a query, for kind pair")
     answer_field: str = _flag(
@@ -49,25 +51,37 @@ class PrepareConfig:
     chat_date: str = _flag("", "day, as 2026-01-31, for chat templates that write today's date")
     text_unit: str = _flag("paragraph", "what a record of plain text is", choices=sources.UNITS)
     cut: str = _flag("uniform", "where a continuation is cut: uniform, sentence, or 32-256 tokens")
-    min_prefix: int = _flag(8, "least tokens of text before a continuation's summary tokens")
-    min_suffix: int = _flag(8, "least tokens of text after them")
+    min_prefix: int = _flag(
+        8, "least tokens of text before a continuation's summary tokens", whole(1)
+    )
+    min_suffix: int = _flag(8, "least tokens of text after them", whole(1))
     long_pairs: str = _flag(
         "truncate",
         "pairs longer than a row lose the beginning of their context, or are left out",
         choices=documents.LONG_PAIRS,
     )
     mix: str = _flag("", "shares of records by source, such as web=0.7,books=0.3")
-    mix_records: int = _flag(0, "records drawn an epoch; 0 is as many as repeat none")
-    epochs: int = _flag(1, "times that each record is drawn, with new kinds and cuts")
-    seed: int = _flag(0, "seed of kinds, cuts, mixture and the order of rows")
-    unit_megabytes: float = _flag(256.0, "most text that is one unit of work")
-    max_bad_fraction: float = _flag(0.001, "share of undecodable records above which to fail")
-    workers: int = _flag(0, "processes that encode; 0 is one a core, in a cluster's task one")
+    mix_records: int = _flag(
+        0, "records drawn an epoch; 0 is as many as repeat none", whole(0, 10**12)
+    )
+    epochs: int = _flag(
+        1, "times that each record is drawn, with new kinds and cuts", whole(1, 10**6)
+    )
+    seed: int = _flag(0, "seed of kinds, cuts, mixture and the order of rows", whole(0, SEEDS))
+    unit_megabytes: float = _flag(256.0, "most text that is one unit of work", real(1e-6, 1e6))
+    max_bad_fraction: float = _flag(
+        0.001, "share of undecodable records above which to fail", real(0, 1)
+    )
+    workers: int = _flag(
+        0, "processes that encode; 0 is one a core, in a cluster's task one", whole(0, 10**4)
+    )
     executor: str = _flag(LOCAL, "where units are done", choices=EXECUTORS)
     share: str = _flag("", "do only units i of n, written i/n, and leave the rest to others")
     only_plan: bool = _flag(False, "stop when the plan is made")
-    tasks: int = _flag(0, "most tasks of a cluster, each with its share of the units; 0 is 1,000")
-    memory_gb: int = _flag(2, "memory of each worker in a cluster")
+    tasks: int = _flag(
+        0, "most tasks of a cluster, each with its share of the units; 0 is 1,000", whole(0, 10**6)
+    )
+    memory_gb: int = _flag(2, "memory of each worker in a cluster", whole(1, 10**5))
     slurm: str = _flag("", "options for sbatch, such as partition=cpu,time=04:00:00,account=me")
 
     def kinds_by_source(self, names: list[str]) -> dict[str, dict[str, float]]:
@@ -88,12 +102,7 @@ class PrepareConfig:
 
     def check(self) -> None:
         """Raise `InputError` for options that cannot be met, alone or together."""
-        least: dict[str, float] = {"min_prefix": 1, "min_suffix": 1, "workers": 0, "seed": 0}
-        least |= {"epochs": 1, "summary_tokens": 0, "mix_records": 0, "tasks": 0, "memory_gb": 1}
-        least |= {"unit_megabytes": 1e-6, "max_bad_fraction": 0.0}
-        for name, value in least.items():
-            if not value <= getattr(self, name) < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {value}")
+        check(self)
         kinds = self.kinds_by_source(list(mixture.parse(self.mix)))
         if not self.summary_tokens and any(set(shares) != {PLAIN} for shares in kinds.values()):
             raise InputError(

@@ -291,6 +291,31 @@ def _check_documents(lm: Any, stock: str, name: str, plan: Any) -> None:
         )
 
 
+def check_embeddings(lm: Any, plan: Any) -> None:
+    """Raise `InputError` unless a model computes the same from embeddings as from their tokens.
+
+    `lm` has the attention that `plan` is for, a plan of `BOUNDS`. Under ZeRO-3 all ranks call.
+    """
+    try:
+        with torch.no_grad(), _shallow(lm), _small_copy(lm):
+            ids = _ids(lm, int(BOUNDS[-1, layout.END]))[None]
+            places = torch.from_numpy(layout.positions(BOUNDS)).to(lm.device)[None]
+            embedded = lm.get_input_embeddings()(ids)
+            both = ({"input_ids": ids}, {"inputs_embeds": embedded})
+            same = not _apart(*(forward.hidden_states(lm, places, plan, **one) for one in both))
+    except Exception as error:  # of a family that asks for the tokens themselves
+        raise _not_by_embeddings(lm) from error
+    if not same:
+        raise _not_by_embeddings(lm)
+
+
+def _not_by_embeddings(lm: Any) -> InputError:
+    return InputError(
+        f"model family {_family(lm)!r} reads tokens beside their embeddings, so the summary tokens "
+        "of a frozen base cannot be trained; choose --adapter none (--recipe keep) or another base"
+    )
+
+
 def _check_finite(lm: Any, found: Tensor) -> None:
     if not bool(found.isfinite().all()):
         raise InputError(

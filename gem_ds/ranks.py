@@ -5,6 +5,7 @@ SLURM's srun has names of its own; a process without a launcher is the only one.
 """
 
 import os
+import socket
 import subprocess
 from collections.abc import Mapping, MutableMapping
 
@@ -22,12 +23,13 @@ _PORTS = range(20000, 30000)  # below those that kernels give to outgoing connec
 def join(env: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables by which PyTorch finds the other ranks, where no launcher has.
 
-    Under srun the ranks meet on the first machine, at a port that differs between jobs.
+    Under srun the ranks meet on the first machine, at a port that differs between jobs. A process
+    alone takes a port that is free.
     """
     if "RANK" in env:
         return
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
-        here = {**_ALONE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        here = {**_ALONE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     else:
         here = {name: env[theirs] for name, theirs in _SRUN.items()}
         here["LOCAL_WORLD_SIZE"] = _tasks_here(env)
@@ -38,10 +40,21 @@ def join(env: MutableMapping[str, str] = os.environ) -> None:
         env.setdefault(name, value)
 
 
+def size(env: Mapping[str, str] = os.environ) -> int:
+    """The ranks of the run, once they have joined."""
+    return int(env["WORLD_SIZE"])
+
+
 def local_size(env: Mapping[str, str] = os.environ) -> int:
     """The ranks on this machine, once they have joined; LOCAL_SIZE is of DeepSpeed's launcher."""
     found = env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or env["WORLD_SIZE"]
     return int(found)
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def _tasks_here(env: MutableMapping[str, str]) -> str:

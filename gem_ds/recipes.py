@@ -36,10 +36,12 @@ def defaults(arguments: Sequence[str]) -> dict[str, Any]:
     be held to.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", choices=RECIPES)
-    parser.add_argument("--config")
+    for flag in ("--recipe", "--config"):
+        parser.add_argument(flag, nargs="?")  # what is wrong with it, the parser of all flags says
     found = parser.parse_known_args(arguments)[0]
-    recipe = found.recipe or (FROM_SCRATCH if found.config else DEFAULT)
+    recipe = FROM_SCRATCH if found.config else DEFAULT
+    if found.recipe in RECIPES:
+        recipe = found.recipe
     without = {"kl_to_base"} if found.config else set()
     flags = {flag: value for flag, value in RECIPES[recipe].items() if flag not in without}
     return {"recipe": recipe, **flags}

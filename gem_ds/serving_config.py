@@ -1,21 +1,20 @@
 """The flags of a server, and what they must be."""
 
-import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from gem_ds.errors import InputError
+from gem_ds.flags import Range, check, real, whole
 
 KEY_VARIABLE = "GEM_API_KEY"
 LONG_TEXTS = REFUSE, CUT = ("refuse", "cut")
 
 
-def _flag(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text, **more})
+def _flag(default: Any, text: str, allowed: Range | None = None, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, "range": allowed, **more})
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,17 @@ class ServeConfig:
     model: str = field(metadata={"help": "what launch/export.py wrote", "metavar": "FOLDER"})
     name: str = _flag("", "what requests call the model; default: the name of its folder")
     host: str = _flag("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
-    port: int = _flag(8000, "port to listen on; 0 for a free one, which is printed")
-    cors_origin: Sequence[str] = _flag(
-        (),
-        "origin whose web pages may ask this server, http://localhost:3000 say, or * for all; "
-        "give it several times, or several with commas between",
-        action="append",
-        metavar="ORIGIN",
+    port: int = _flag(
+        8000, "port to listen on; 0 for a free one, which is printed", whole(0, 65535)
+    )
+    cors_origin: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "origin whose web pages may ask this server, http://localhost:3000 say, or * "
+            "for all; give it several times, or several with commas between",
+            "action": "append",
+            "metavar": "ORIGIN",
+        },
     )
     api_key_file: str = _flag(
         "", f"file with the key that requests must have; or the variable {KEY_VARIABLE}"
@@ -39,27 +42,21 @@ class ServeConfig:
     long_texts: str = _flag(
         REFUSE, "texts to embed that the model has no room for", choices=LONG_TEXTS
     )
-    max_new_tokens: int = _flag(1024, "most tokens that a text may be asked for")
-    max_inputs: int = _flag(2048, "most texts, or prompts times n, of a request")
-    max_body_mb: float = _flag(8.0, "most megabytes of a request")
-    max_queue: int = _flag(256, "most requests at work or waiting; others get status 429")
-    max_batch_tokens: int = _flag(8192, "tokens that the model reads at once")
-    max_together: int = _flag(32, "most texts written at once")
-    max_cache_tokens: int = _flag(65536, "tokens whose keys and values are kept for those")
-    timeout_seconds: float = _flag(300.0, "a request that takes longer gets status 504")
+    max_new_tokens: int = _flag(1024, "most tokens that a text may be asked for", whole(1))
+    max_inputs: int = _flag(2048, "most texts, or prompts times n, of a request", whole(1))
+    max_body_mb: float = _flag(8.0, "most megabytes of a request", real(1e-6, 1e6))
+    max_queue: int = _flag(256, "most requests at work or waiting; others get status 429", whole(1))
+    max_batch_tokens: int = _flag(8192, "tokens that the model reads at once", whole(1))
+    max_together: int = _flag(32, "most texts written at once", whole(1))
+    max_cache_tokens: int = _flag(
+        65536, "tokens whose keys and values are kept for those", whole(1)
+    )
+    timeout_seconds: float = _flag(
+        300.0, "a request that takes longer gets status 504", real(1e-6, 1e6)
+    )
 
     def __post_init__(self) -> None:
-        for name in (
-            *("max_new_tokens", "max_inputs", "max_queue", "max_batch_tokens"),
-            *("max_together", "max_cache_tokens", "max_body_mb", "timeout_seconds"),
-        ):
-            value = getattr(self, name)
-            least = 1 if isinstance(value, int) else 1e-6
-            if not (math.isfinite(value) and value >= least):
-                flag = f"--{name.replace('_', '-')}"
-                raise InputError(f"{flag} is {value}, it must be {least:g} or more")
-        if not 0 <= self.port <= 65535:
-            raise InputError(f"--port is {self.port}, it must be from 0 to 65535")
+        check(self)
         if self.long_texts not in LONG_TEXTS:
             raise InputError(f"--long-texts {self.long_texts}: choose {' or '.join(LONG_TEXTS)}")
         for origin in self.origins:

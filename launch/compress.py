@@ -14,7 +14,7 @@ from gem_ds.errors import run
 def main() -> None:
     flags = embed_flags.parser(__doc__)
     flags.add_argument("--output", required=True, metavar="PATH", help="folder, or .safetensors")
-    args = embed_flags.parse(flags)
+    args = flags.parse_args()
 
     from gem_ds import embed_files  # after the arguments, so that help comes at once
     from gem_ds.text_files import TextFile

@@ -11,6 +11,7 @@ import sys
 
 from gem_ds import embed_flags
 from gem_ds.errors import InputError, run
+from gem_ds.flags import whole
 
 
 def main() -> None:
@@ -19,15 +20,15 @@ def main() -> None:
     add("--output", default="-", metavar="FILE", help="default: standard output")
     add("--prompt", metavar="TEXT", help="put before each text")
     add("--precision", choices=["float32", "int8", "binary"], default="float32", help="of vectors")
-    add("--truncate-dim", type=int, metavar="N", help="first dimensions kept of a vector; all")
-    add("--max-length", type=int, metavar="N", help="tokens kept of a text; all that fit")
+    add("--truncate-dim", type=whole(1), metavar="N", help="first dimensions kept of a vector; all")
+    add("--max-length", type=whole(1), metavar="N", help="tokens kept of a text; all that fit")
     add(
         "--long-texts",
         choices=["cut", "windows"],
         default="cut",
         help="cut what is longer (default), or take the mean over windows",
     )
-    args = embed_flags.parse(flags)
+    args = flags.parse_args()
     if args.output == "-" and sys.stdout.isatty():
         raise InputError("the vectors are binary; name a file with --output or redirect to one")
 

@@ -7,26 +7,23 @@
 and vLLM's pooling runner). README.md tells of both.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 from gem_ds.errors import run
+from gem_ds.flags import Parser, real, whole
 
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="the --output of launch/train.py")
-    parser.add_argument("--step", type=int, help="default: the newest checkpoint")
+    parser.add_argument("--step", type=whole(0), help="default: the newest checkpoint")
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: %(default)s")
     parser.add_argument(
         "--merge-base",
-        type=float,
+        type=real(0, 1),
         default=0.0,
         metavar="SHARE",
         help="average the weights with the base's: 0.3 is 0.7 trained + 0.3 base; default: 0",
@@ -34,7 +31,7 @@ def main() -> None:
     parser.add_argument("--base", help="where that base is now; default: where the run had it from")
     parser.add_argument(
         "--shard-gb",
-        type=float,
+        type=real(0, 1e6, above=True),
         default=5.0,
         metavar="GB",
         help="largest file of weights, and about the memory that it takes; default: %(default)s",
@@ -42,9 +39,6 @@ def main() -> None:
     parser.add_argument(
         "--scores", type=Path, metavar="FILE", help="measured figures for the model card, as JSON"
     )
-    if len(sys.argv) == 1:
-        parser.print_help()
-        sys.exit(2)
     args = parser.parse_args()
 
     import torch  # after the arguments, so that help comes at once

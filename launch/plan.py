@@ -16,9 +16,6 @@ from gem_ds.plan_flags import parser, plan_of
 
 def main() -> None:
     flags = parser(__doc__ or "")
-    if len(sys.argv) == 1:
-        flags.print_help()
-        sys.exit(2)
     args = flags.parse_args()
     from gem_ds import plan_files, plan_report
 

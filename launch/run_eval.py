@@ -10,27 +10,25 @@ Results that are there stay, so the same command goes on where it was interrupte
 docs/evaluation.md tells of data without a network, of tasks of your own, and of clusters.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from gem_ds.errors import InputError, extra, run
+from gem_ds.errors import extra, run
+from gem_ds.flags import SEEDS, Parser, whole
 
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    model = argparse.ArgumentParser(add_help=False)
+def parser() -> Parser:
+    root = Parser(__doc__)
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    model = Parser(add_help=False)
     model.add_argument(
         "--model", type=Path, required=True, metavar="FOLDER", help="what launch/export.py wrote"
     )
     model.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of results")
-    tasks = argparse.ArgumentParser(add_help=False)
+    tasks = Parser(add_help=False)
     tasks.add_argument(
         "--data", type=Path, metavar="FOLDER", help="datasets and tasks here; default: the hub"
     )
@@ -49,21 +47,27 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="mteb's names, gem16 (the paper's), eng-v2, or folders in --data",
     )
-    one.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="at once")
-    one.add_argument("--max-length", type=int, metavar="N", help="tokens kept of a text; all")
-    one.add_argument("--truncate-dim", type=int, metavar="N", help="first dimensions kept; all")
+    one.add_argument("--batch-tokens", type=whole(1), default=8192, metavar="N", help="at once")
+    one.add_argument("--max-length", type=whole(1), metavar="N", help="tokens kept of a text; all")
+    one.add_argument(
+        "--truncate-dim", type=whole(1), metavar="N", help="first dimensions kept; all"
+    )
     one.add_argument("--prompts", type=Path, metavar="FILE", help="JSON: by task, type or kind")
 
     for name, what in (("mmlu", "MMLU, five shots, by lm-eval"), ("lm", "any task of lm-eval")):
         one = commands.add_parser(name, parents=[model, tasks], help=what)
-        one.add_argument("--batch-size", type=int, default=8, metavar="N", help="texts at once")
-        one.add_argument("--limit", type=int, metavar="N", help="questions a task; all")
+        one.add_argument(
+            "--batch-size", type=whole(1), default=8, metavar="N", help="texts at once"
+        )
+        one.add_argument("--limit", type=whole(1), metavar="N", help="questions a task; all")
         if name == "mmlu":
             one.add_argument("--subjects", nargs="+", metavar="NAME", help="default: all 57")
         else:
             one.add_argument("--tasks", nargs="+", required=True, metavar="NAME")
             one.add_argument("--include-path", type=Path, metavar="FOLDER", help="YAML tasks")
-            one.add_argument("--num-fewshot", type=int, metavar="N", help="default: the task's")
+            one.add_argument(
+                "--num-fewshot", type=whole(0), metavar="N", help="default: the task's"
+            )
 
     one = commands.add_parser(
         "reconstruct", parents=[model], help="texts from their summary tokens alone"
@@ -71,16 +75,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help="one text a line, or JSONL"
     )
-    one.add_argument("--field", default="text", metavar="NAME", help="of JSONL; %(default)s")
+    one.add_argument("--field", default="text", metavar="NAME", help="of JSONL")
     one.add_argument(
         "--lengths",
         nargs="+",
-        type=int,
+        type=whole(1),
         default=[10, 30, 100],
         metavar="N",
         help="tokens; default: 10 30 100",
     )
-    one.add_argument("--limit", type=int, default=1000, metavar="N", help="texts; %(default)s")
+    one.add_argument("--limit", type=whole(1), default=1000, metavar="N", help="texts")
 
     one = commands.add_parser("compare", help="a table of results, before and after")
     one.add_argument(
@@ -90,20 +94,19 @@ def parser() -> argparse.ArgumentParser:
         help="what the other commands wrote; the first is what the others are compared with",
     )
     one.add_argument("--output", type=Path, metavar="NAME", help="writes NAME.md and NAME.json")
-    one.add_argument("--resamples", type=int, default=9999, metavar="N", help="%(default)s")
-    one.add_argument("--seed", type=int, default=0, help="%(default)s")
-    return whole
+    one.add_argument(
+        "--resamples",
+        type=whole(1, 10**7),
+        default=9999,
+        metavar="N",
+        help="of the items, for the intervals",
+    )
+    one.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of that")
+    return root
 
 
 def main() -> None:
-    if len(sys.argv) == 1:
-        parser().print_help()
-        sys.exit(2)
     args = parser().parse_args()
-    for name in ("batch_tokens", "batch_size", "limit", "resamples"):
-        size = getattr(args, name, None)
-        if size is not None and size < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {size}, it must be at least 1")
     {
         "mteb": embed,
         "mmlu": generate,

@@ -5,35 +5,16 @@
 Then, with any client of that interface: base_url="http://127.0.0.1:8000/v1", model="gem".
 """
 
-import argparse
 import sys
-from dataclasses import MISSING, fields
 
 from gem_ds.errors import run
+from gem_ds.flags import parser_of
 from gem_ds.serving_config import ServeConfig
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
 
 
 def parse(arguments: list[str]) -> ServeConfig:
     """The flags are the fields of `ServeConfig`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
-    for field in fields(ServeConfig):
-        required = field.default is MISSING
-        several = field.default == ()
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            required=required,
-            default=argparse.SUPPRESS if required or several else field.default,
-            type=str if required or several else type(field.default),
-            **field.metadata,
-        )
-    if not arguments:
-        parser.print_help()
-        sys.exit(2)
-    return ServeConfig(**vars(parser.parse_args(arguments)))
+    return ServeConfig(**vars(parser_of(ServeConfig, __doc__).parse_args(arguments)))
 
 
 def main() -> None:

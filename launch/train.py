@@ -20,16 +20,15 @@ def main() -> None:
     if not [flag for flag in sys.argv[1:] if not flag.startswith("--local_rank")]:
         sys.exit(USAGE)
     request = listen()  # before what takes time
-    from transformers import HfArgumentParser
-
     from gem_ds.config import TrainConfig
+    from gem_ds.flags import parser_of
     from gem_ds.ranks import join
     from gem_ds.recipes import defaults
 
     join()  # before anything is said: of what is wrong, one rank tells
-    parser = HfArgumentParser(TrainConfig)
+    parser = parser_of(TrainConfig, "Train a language model that embeds and generates.")
     parser.set_defaults(**defaults(sys.argv[1:]))
-    (config,) = parser.parse_args_into_dataclasses()
+    config = TrainConfig(**vars(parser.parse_args()))
     from gem_ds.engine import train
 
     train(config, request)

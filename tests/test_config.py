@@ -7,11 +7,11 @@ from dataclasses import fields
 
 import pytest
 from runs import ROOT
-from transformers import HfArgumentParser
 
 from gem_ds.config import TrainConfig
 from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.errors import InputError
+from gem_ds.flags import parser_of
 from gem_ds.recipes import DEFAULT, RECIPES, defaults
 
 
@@ -65,8 +65,48 @@ def test_an_auto_that_nobody_fills_is_named():
 
 
 def test_what_the_trainer_owns_does_not_belong_in_the_json():
-    with pytest.raises(InputError, match="remove 'scheduler'"):
-        resolve({"scheduler": {"type": "WarmupLR"}})
+    with pytest.raises(InputError, match=r"remove 'scheduler'; .*--warmup-steps, --steps and"):
+        resolve({"scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": "auto"}}})
+    with pytest.raises(InputError, match=r"remove 'optimizer'; the optimizer is AdamW"):
+        resolve({"optimizer": {"type": "Lamb"}})
+    with pytest.raises(InputError, match=r"sets optimizer.params.lr; give it as --learning-rate"):
+        resolve({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}})
+    with pytest.raises(InputError, match=r'enables fp16.*write "bf16": {"enabled": "auto"}'):
+        resolve({"fp16": {"enabled": True}})
+
+
+def test_what_other_tools_fill_is_filled():
+    """The file that Transformers' documentation gives, with a schedule that the trainer has."""
+    zero = {
+        "stage": 3,
+        "overlap_comm": True,
+        "sub_group_size": 1e9,
+        "stage3_max_live_parameters": "auto",
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "allgather_bucket_size": "auto",
+        "stage3_gather_16bit_weights_on_model_save": "auto",
+    }
+    adam = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+    schedule = {"total_num_steps": "auto", "warmup_num_steps": "auto"}
+    raw = {
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": adam},
+        "scheduler": {"type": "WarmupCosineLR", "params": schedule},
+        "zero_optimization": zero,
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    }
+    resolved = resolve(raw)
+    assert '"auto"' not in json.dumps(resolved)
+    assert not {"optimizer", "scheduler"} & resolved.keys()
+    assert (resolved["fp16"]["enabled"], resolved["bf16"]["enabled"]) == (False, True)
+    assert "allgather_bucket_size" not in resolved["zero_optimization"]
+    assert raw["zero_optimization"]["allgather_bucket_size"] == "auto", "the file stays as it is"
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -152,15 +192,20 @@ def test_a_recipe_names_flags_that_there_are_and_passes_the_checks(recipe):
     config(**RECIPES[recipe]).check(1)
 
 
+def parsed(*command):
+    """As launch/train.py does."""
+    parser = parser_of(TrainConfig, None)
+    parser.set_defaults(**defaults(command))
+    return TrainConfig(**vars(parser.parse_args(command)))
+
+
 def test_a_recipe_sets_defaults_and_flags_win():
     command = [sys.executable, "launch/train.py", "--recipe", "paper", "--alpha", "0.25", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     flat = " ".join(shown.split())
-    assert "(the paper's: 1) (default: 1.0)" in flat
-    parser = HfArgumentParser(TrainConfig)
-    parser.set_defaults(**defaults(command))
+    assert "loss (the paper's: 1) (from 0 to 1; default: 1.0)" in flat
     needed = ["--shards", "s", "--output", "o", "--deepspeed", "d", "--recipe", "paper"]
-    (found,) = parser.parse_args_into_dataclasses([*needed, "--alpha", "0.25"])
+    found = parsed(*needed, "--alpha", "0.25")
     assert (found.alpha, found.contrastive_learning_rate) == (0.25, 1e-5)
     assert defaults([]) == {"recipe": DEFAULT, **RECIPES[DEFAULT]}
 
@@ -168,9 +213,7 @@ def test_a_recipe_sets_defaults_and_flags_win():
 def test_a_model_from_scratch_is_held_to_no_base():
     command = ["--config", "c", "--shards", "s", "--output", "o", "--deepspeed", "d"]
     for recipe in ([], ["--recipe", "keep"]):
-        parser = HfArgumentParser(TrainConfig)
-        parser.set_defaults(**defaults([*command, *recipe]))
-        (found,) = parser.parse_args_into_dataclasses([*command, *recipe])
+        found = parsed(*command, *recipe)
         found.check(1)
         assert (found.recipe, found.adapter, found.kl_to_base) == ("keep", "none", 0.0)
     with_base = defaults(["--model", "m", "--recipe", "keep"])

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from gem_ds import ds_keys
 from gem_ds.errors import InputError
@@ -82,12 +83,75 @@ def test_what_deepspeed_reads_is_known():
     assert asked - set(ds_keys.known()) <= removed
 
 
+DEPRECATED = {
+    *("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"),
+    "stage3_gather_fp16_weights_on_model_save",
+}
+
+
+def test_deepspeed_itself_calls_these_deprecated():
+    fields = DeepSpeedZeroConfig.model_fields.items()
+    found = {name for name, info in fields if (info.json_schema_extra or {}).get("deprecated")}
+    assert found == DEPRECATED
+
+
 @pytest.mark.parametrize("key", [key for key, inside in ds_keys.known().items() if inside])
 def test_the_keys_of_a_section_are_accepted(key):
     def filled(at):
         return {name: filled(inside) if inside else 1 for name, inside in at.items()}
 
-    ds_keys.check({key: filled(ds_keys.known()[key])}, "my.json")
+    section = filled(ds_keys.known()[key])
+    current = {name: value for name, value in section.items() if name not in DEPRECATED}
+    if key != "bfloat16":
+        ds_keys.check({key: current}, "my.json")
+
+
+REMOVED = {
+    "scale": ({"bf16": {"enabled": "auto", "loss_scale": 0}}, "remove bf16.loss_scale: .*fp16"),
+    "scale at the top": ({"hysteresis": 2}, "remove hysteresis: it is of fp16, and bf16 needs"),
+    "fp16's name": ({"bf16": {"fp16_master_weights_and_grads": 1}}, "mean 'bf16_master_weights"),
+    "of the optimizer": ({"params": {}}, "remove params: it is of optimizer, and flags set it"),
+    "another tool's": ({"amp": {"enabled": True}}, "'amp' .*; remove it"),
+    "of many sections": ({"zero_optimization": {"enabled": True}}, "; remove it"),
+    "of two": ({"zero_optimization": {"device": "cpu"}}, "offload_param.device or zero_opt.*mizer"),
+    "offload": ({"zero_optimization": {"cpu_offload": True}}, 'write "offload_optimizer": {"dev'),
+    "old bf16": ({"bfloat16": {"enabled": True}}, "bfloat16 is deprecated; write bf16"),
+    "no section": ({"bf16": True}, "bf16 is True; remove it, or write an object"),
+    "null": ({"zero_optimization": None}, "zero_optimization is None; remove it"),
+}
+
+
+@pytest.mark.parametrize("case", REMOVED)
+def test_what_has_no_other_place_is_to_be_removed(case):
+    raw, cure = REMOVED[case]
+    with pytest.raises(InputError, match=rf"my\.json: .*{cure}"):
+        ds_keys.check(raw, "my.json")
+
+
+VALUES = {
+    "stage": ({"stage": 7}, "DeepSpeedZeroConfig refuses stage: Input should be 0, 1, 2"),
+    "size": ({"stage": 3, "reduce_bucket_size": -5}, "reduce_bucket_size: .*greater than 0"),
+    "device": ({"stage": 3, "offload_param": {"device": "gpu"}}, "offload_param.device: .*'cpu'"),
+    "section": ({"stage": 3, "offload_param": "cpu"}, "offload_param: .*dictionary"),
+    "no stage": ({}, 'leaves ZeRO off, .*"zero_optimization": {"stage": 1}'),
+    "stage 0": ({"stage": 0}, "leaves ZeRO off"),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_what_deepspeed_refuses_is_one_sentence(case):
+    zero, said = VALUES[case]
+    with pytest.raises(InputError, match=rf"my\.json.* {said}") as raised:
+        ds_keys.check_values({"zero_optimization": zero}, "my.json")
+    assert "\n" not in str(raised.value)
+
+
+def test_values_of_other_sections_and_good_ones():
+    good = {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}
+    ds_keys.check_values({**good, "train_batch_size": 32, "gradient_clipping": 1.0}, "my.json")
+    for wrong in ({"bf16": {"enabled": "maybe"}}, {"communication_data_type": "int8"}):
+        with pytest.raises(InputError, match=r"my\.json"):
+            ds_keys.check_values({**good, **wrong}, "my.json")
 
 
 def test_groups_of_hpz_divide_a_machine_and_all_ranks():

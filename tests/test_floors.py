@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gem_ds"
 FLOORS = {
-    0: """errors files layout draws records compression stores streams json_documents
+    0: """errors flags files layout draws records compression stores streams json_documents
           delimited folders inputs tables sources row_order tokenization sentences
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments positives

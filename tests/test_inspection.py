@@ -181,8 +181,8 @@ def test_what_the_script_refuses(shards_dir: Path, tmp_path: Path) -> None:
     assert "--chars" in run("--help").stdout
     for arguments, message in (
         (["--row", 10**6], f"there is no {10**6}"),
-        (["--row", -1], "there is no -1"),
-        (["--rows", 0], "--rows must be at least 1"),
+        (["--row", -1], "--row -1 is out of range"),
+        (["--rows", 0], "--rows 0 is out of range"),
         (["--rows", 5, "--verify"], "give one of"),
         (["--row", 5, "--verify"], "give one of"),
         (["--chars", 5], "--chars is of --row"),

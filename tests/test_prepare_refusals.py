@@ -159,7 +159,7 @@ def test_too_little_space_is_noticed_before_the_start(tokenizer_dir: Path, tmp_p
     [
         ({"summary_tokens": 0}, "at least one summary token"),
         ({"row_length": 18}, "--row-length 18 is too short; give at least"),
-        ({"min_suffix": 0}, "--min-suffix must be at least 1"),
+        ({"min_suffix": 0}, "--min-suffix 0 is out of range"),
         ({"kinds": "plain=0.3"}, "add up to 1"),
         ({"text_field": "nope"}, "missing field"),
         ({"tokenizer": "nowhere/at/all"}, "no folder nowhere/at/all"),

@@ -164,4 +164,4 @@ def test_the_command_says_how_it_is_used() -> None:
         [*COMMAND, "--model", "x", "--port", "99999"], capture_output=True, text=True
     )
     assert wrong.returncode == 2
-    assert re.fullmatch(r"error: --port is 99999, it must be .*\n", wrong.stderr)
+    assert re.fullmatch(r"error: --port 99999 is out of range; give .*\n", wrong.stderr)

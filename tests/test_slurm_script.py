@@ -37,11 +37,12 @@ def test_bash_accepts_it():
 def test_every_option_exists():
     assert re.findall(r"^##?SBATCH --([a-z-]+)", TEXT, re.MULTILINE) == SBATCH
     (line,) = re.findall(r"^srun .*", TEXT.replace("\\\n", " "), re.MULTILINE)
-    srun, rest = line.split(" python launch/train.py ")
+    srun, _ = line.split(" python launch/train.py ")
     assert options(srun) == [f"--{name}" for name in SRUN]
     flags = {f"--{field.name.replace('_', '-')}" for field in fields(TrainConfig)}
-    assert set(options(rest)) <= flags
-    assert "resume=(--resume auto)" in TEXT
+    defaults = re.findall(r"^ *default (--[a-z-]+) ", TEXT, re.MULTILINE)
+    assert defaults == ["--deepspeed", "--stop-status", "--resume"]
+    assert set(defaults) <= flags
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,23 @@ def test_a_signalled_job_continues_and_ends_as_if_undisturbed(cluster, tmp_path,
     assert losses[0] == losses[1]
     here, undisturbed = (load_weights(find(tmp_path / name)) for name in ("run", "whole"))
     assert all(torch.equal(here[name], undisturbed[name]) for name in undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("appended", "told"),
+    [
+        ("", "--deepspeed ds_configs/zero3.json --stop-status 0"),
+        ("--model 'a b'", "--model a b --deepspeed ds_configs/zero3.json --stop-status 0"),
+        ("--deepspeed my.json", "--deepspeed my.json --stop-status 0"),
+        ("--deepspeed=my.json --stop-status 3", "--deepspeed=my.json --stop-status 3"),
+    ],
+)
+def test_what_is_appended_takes_the_place_of_a_default(appended, told):
+    """No flag may be given twice."""
+    (part,) = re.findall(r"^flags=.*?^default --stop-status 0$", TEXT, re.MULTILINE | re.DOTALL)
+    command = f'set -euo pipefail\nset -- {appended}\n{part}\necho "${{flags[@]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == told
 
 
 def test_as_many_processes_as_gpus(cluster, tmp_path):
