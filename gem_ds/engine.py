@@ -179,6 +179,7 @@ def train_step(run: Run, step: int, flags: Sequence[bool] = ()) -> Step:
     alpha, rate = run.schedule.alpha_at(step), run.schedule.rate_at(step)
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
+    engine.module.read_temperature()
     batches = run.loader.step(step, with_targets=alpha < 1, with_views=alpha > 0)
     loaded = time.perf_counter()
     run.watchdog.move(f"in step {step}, computing")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, set_seed
 
@@ -104,8 +105,21 @@ class TrainingModel(nn.Module):
         self.next_token_loss = NextTokenLoss(head, forward.shaping(lm))
         for parameter in head.parameters(recurse=False):
             deepspeed.zero.register_external_parameter(self.next_token_loss, parameter)
-        start = torch.tensor([math.log(self.options.temperature)], dtype=lm.dtype)
-        self.log_scale = nn.Parameter(start, requires_grad=self.options.learn_temperature)
+        start = torch.tensor([math.log(self.options.temperature)])
+        rounded = start.to(lm.dtype)
+        self.log_scale = nn.Parameter(rounded, requires_grad=self.options.learn_temperature)
+        self._lost_in_rounding = (start - rounded.float()).item()
+        self._master: Tensor | None = None
+
+    def read_temperature(self) -> None:
+        """Take the optimizer's fp32 copy of the temperature; all ranks call it before a step."""
+        self._master = safe_get_full_fp32_param(self.log_scale)
+
+    def exact_log_scale(self) -> Tensor:
+        """(1,) the logarithm of the temperature in fp32, with the gradient of `log_scale`."""
+        here = self.log_scale.float()
+        master = here.detach() if self._master is None else self._master.float()
+        return master + self._lost_in_rounding + (here - here.detach())
 
     def embed(self, hidden_TC: Tensor, summary_Ak: Tensor) -> Tensor:
         """(A, C) of the last hidden states at each document's summary tokens."""
@@ -145,7 +159,7 @@ class TrainingModel(nn.Module):
             self.embed(hidden_TC, batch.views),
             batch.names,
             batch.anchors_of_ranks,
-            self.log_scale,
+            self.exact_log_scale(),
             self.options,
         )
         return Sums(ntp, self.kl(hidden_TC, batch), *contrastive)
