@@ -204,4 +204,4 @@ def test_what_adapters_cannot_do_is_refused(made):
     with pytest.raises(InputError, match=r"only plain documents and alpha is 0.*--alpha 1"):
         preflight.check_objective(dataclasses.replace(config, alpha=0.0), plain)
     with pytest.raises(InputError, match=r"ZeRO stage below 2.*--adapter summary freezes"):
-        assemble.build_engine(config, {"zero_optimization": {"stage": 1}}, manifest)
+        assemble.build_engine(config, {"zero_optimization": {"stage": 1}}, manifest, None)

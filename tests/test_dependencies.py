@@ -31,7 +31,6 @@ USED_BY = {
     "ruff": "make lint",
     "pytest-xdist": "make test",
     "tensorboard": "torch.utils.tensorboard",
-    "zstandard": "datasets, to read .zst",
     "sentencepiece": "Transformers, to convert a SentencePiece model",
     "ray": "datatrove's executor",
 }
