@@ -40,10 +40,8 @@ def rows(stream: Stream, columns: Sequence[str]) -> Iterator[Raw]:
     if first is None:
         return
     begin = None
-    separator = _separator(stream.path, first, columns)
     csv.field_size_limit(LONGEST)
-    names = next(csv.reader([first], delimiter=separator))
-    _check_names(stream.path, names, columns)
+    separator, names = _head(stream.path, first, columns)
     reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
         cells: list[str] | None = None
@@ -69,20 +67,19 @@ def rows(stream: Stream, columns: Sequence[str]) -> Iterator[Raw]:
         yield at._replace(item={name: whole[name] for name in columns or names})
 
 
-def _separator(path: str, first: str, columns: Sequence[str]) -> str:
+def _head(path: str, first: str, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """What separates cells, and the columns' names. Raises `InputError`."""
     is_tabbed = ".tsv" in (suffix.lower() for suffix in PurePosixPath(path).suffixes)
     likely = sorted(SEPARATORS, key=lambda sign: (is_tabbed and sign != "\t", -first.count(sign)))
-    for sign in likely:
-        if set(columns) <= set(next(csv.reader([first], delimiter=sign))):
-            return sign
-    return likely[0]
-
-
-def _check_names(path: str, names: list[str], columns: Sequence[str]) -> None:
-    check_columns(f"{path} (first line)", columns, names)
-    for name in columns or names:
-        if names.count(name) > 1:
-            raise InputError(f"{path} has two columns {name!r}; rename one in its first line")
+    try:
+        names = {sign: next(csv.reader([first], delimiter=sign)) for sign in likely}
+    except csv.Error as error:  # a carriage return, where old lines end; a name without an end
+        raise InputError(
+            f"{path}: its first line cannot be read ({error}); lines are to end in line feeds"
+        ) from error
+    found = next((sign for sign in likely if set(columns) <= set(names[sign])), likely[0])
+    check_columns(f"{path} (first line)", columns or names[found], names[found])
+    return found, names[found]
 
 
 def _cell(text: str) -> Any:

@@ -13,42 +13,46 @@ from gem_ds.errors import InputError
 from gem_ds.records import MAX_RECORD, is_blank
 from gem_ds.streams import BOM, Raw, Stream
 
-LOOKED_AT = 10  # lines, of at most so many bytes in all
-MANY_BYTES = 1 << 20
+LOOKED_AT = 10  # lines
+LEAST, ENOUGH, MOST = 1 << 10, 1 << 20, 1 << 26  # bytes: of what begins, of lines, of one line
 AT_TOP = re.compile(rb'["\[\]{},:]')
 OUTSIDE = re.compile(rb'["\[\]{},]')
-ARRAY = re.compile(rb"\[\s*(\{|$)")  # of objects
+DOCUMENT = re.compile(rb"\[\s*\{|\[\s*$|\{[ \t\r]*\n")  # an array of objects, or pretty-printed
 INSIDE = re.compile(rb'(?:[^"\\]|\\.)*+', re.DOTALL)
 
 
 def is_document(stream: Stream, is_named_so: bool) -> bool:
-    """Whether a file is JSON, but not lines of it.
+    """Whether a file is JSON, but not lines of it. Only its beginning is looked at.
 
     Lines are such that at least half of the first ones are objects. A file that is not named
     ``.json`` is a document only if it begins as an array of objects does, or a pretty-printed one.
     """
-    lines: list[bytes | None] = []
-    size = 0
-    for raw in stream.lines():
-        if is_blank(raw.item):
-            continue
-        lines.append(raw.item)
-        size += len(raw.item or b"")
-        if len(lines) == LOOKED_AT or (size > MANY_BYTES and len(lines) > 1):
+    head = bytearray()
+    is_all = True
+
+    def may_be(head: bytearray) -> bool:
+        begin = bytes(head[:LEAST]).removeprefix(BOM).lstrip()
+        return is_named_so or not begin or bool(DOCUMENT.match(begin))
+
+    for chunk in stream.chunks():
+        head += chunk
+        n_lines = head.count(b"\n")
+        is_enough = n_lines > LOOKED_AT or (len(head) > ENOUGH and n_lines > 1)
+        if len(head) >= LEAST and (is_enough or len(head) > MOST or not may_be(head)):
+            is_all = False
             break
-    if not lines:
+    if not may_be(head):
         return False
-    first = (lines[0] or b"").strip()
-    if not is_named_so and first != b"{" and not ARRAY.match(first):
-        return False
-    if len(lines) == 1:
-        return is_named_so or bool(ARRAY.match(first))
+    pieces = bytes(head).removeprefix(BOM).split(b"\n")
+    lines = [line for line in (pieces if is_all else pieces[:-1]) if not is_blank(line)][:LOOKED_AT]
+    if len(lines) < 2:
+        return not is_blank(bytes(head).removeprefix(BOM))
     return 2 * sum(map(_is_object, lines)) < len(lines)
 
 
-def _is_object(line: bytes | None) -> bool:
+def _is_object(line: bytes) -> bool:
     try:
-        return line is not None and isinstance(json.loads(line), dict)
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 

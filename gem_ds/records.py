@@ -71,12 +71,14 @@ def names_there(asked: str, there: Collection[str]) -> str:
 
 
 def check_columns(path: str, columns: Sequence[str], there: Sequence[str]) -> None:
-    """Raise `InputError` for a table without one of the columns."""
+    """Raise `InputError` for a table without one of the columns, or with two of that name."""
     for column in columns:
         if column not in there:
             raise InputError(
                 f"{path} has no column {column!r} but {names_there(column, there)}; {NAME_IT}"
             )
+        if there.count(column) > 1:
+            raise InputError(f"{path} has two columns {column!r}; rename one of them")
 
 
 def record_id(number: int, offset: int) -> int:

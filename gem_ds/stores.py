@@ -11,6 +11,7 @@ Stores are reached by fsspec, whose package for a store must be installed (`s3fs
 `aiohttp`, …). They raise whatever they like; here it becomes an `InputError`.
 """
 
+import contextlib
 import glob
 import hashlib
 import lzma
@@ -116,7 +117,7 @@ def opened(path: str) -> Iterator[Any]:
         yield pa.BufferReader(_standard_input())
     elif path.startswith(ZIP):
         name, container = _member(path)
-        with opened(container) as whole, zipfile.ZipFile(whole) as archive:
+        with _archive(container) as archive:
             if archive.getinfo(name).flag_bits & 1:
                 raise InputError(f"{path} is encrypted; unpack {container}")
             with archive.open(name) as stream, pa.PythonFile(stream, "r") as file:
@@ -172,10 +173,22 @@ def _member(path: str) -> tuple[str, str]:
     return name, container
 
 
+@contextmanager
+def _archive(path: str) -> Iterator[zipfile.ZipFile]:
+    """A zip file; `zipfile` relies on the errors of Python's own files."""
+    with contextlib.ExitStack() as stack:
+        if is_local(path):
+            file = stack.enter_context(open(path, "rb"))
+        else:
+            fs, inside = _filesystem(path)
+            file = stack.enter_context(fs.open(inside, "rb", block_size=AHEAD))
+        yield stack.enter_context(zipfile.ZipFile(file))
+
+
 @lru_cache(8)
 def _directory(path: str, _state: tuple[int, str]) -> dict[str, zipfile.ZipInfo]:
     """The files in a zip file by their names, as long as that does not change."""
-    with opened(path) as file, zipfile.ZipFile(file) as archive:
+    with _archive(path) as archive:
         return {info.filename: info for info in archive.infolist() if not info.is_dir()}
 
 

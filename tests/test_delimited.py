@@ -56,7 +56,8 @@ def test_what_makes_a_file_no_table_is_said(
     for content, message in {
         "body,texts\na,b\n": r"\(first line\) has no column 'text' but body, texts; did you mean t",
         "just,a row\nb,c\n": "no column 'text' but just, a row",
-        "text,text\na,b\n": "has two columns 'text'; rename one in its first line",
+        "text,text\na,b\n": "has two columns 'text'; rename one of them",
+        "text,n\ra,1\rb,2\r": r"first line cannot be read .* lines are to end in line feeds",
         'text\na\n"b\nc\n': r"a\.csv, line 3: a quoted cell does not end",
         'text\n"' + "x" * 2000 + '"\n': r"a\.csv, line 2: a quoted cell does not end",
     }.items():

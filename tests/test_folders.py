@@ -168,6 +168,9 @@ def test_zip_files_that_cannot_be_read(folder: Path) -> None:
     (folder / "a.zip").write_bytes(locked)
     with pytest.raises(InputError, match=r"is encrypted; unpack .*a\.zip"):
         texts(inputs.find(["data/a.zip"]))
+    zipfile.ZipFile(folder / "empty.zip", "w").close()
+    with pytest.raises(InputError, match=r"empty\.zip holds no corpus file"):
+        find("data/empty.zip")
     with zipfile.ZipFile(folder / "a.zip", "w") as archive:
         archive.writestr("a.docx", LINE)
     with pytest.raises(InputError, match=r"a\.zip holds no corpus file .*a\.docx"):

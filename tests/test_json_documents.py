@@ -74,6 +74,16 @@ def test_lines_are_lines_whatever_they_are_called(tmp_path: Path) -> None:
     assert save(tmp_path / "a.json", "")[0].format == JSONL
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_only_the_beginning_of_a_file_tells(tmp_path: Path, name: str) -> None:
+    """A file of 1 TiB without a line break is not read to its end."""
+    with (tmp_path / name).open("wb") as file:
+        file.write(b'{"text": "')
+        file.truncate(1 << 40)
+    found = inputs.find([str(tmp_path / name)])
+    assert found[0].format == (JSON if name == "a.json" else JSONL)
+
+
 def test_a_bad_element_costs_itself(tmp_path: Path) -> None:
     elements = {
         b'{"text": "good"}': "good",

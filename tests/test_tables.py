@@ -77,6 +77,13 @@ def test_values_that_are_no_text_are_named(tmp_path: Path) -> None:
         texts(found, field="body")
 
 
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="has two columns 'text'; rename one of them"):
+        texts(inputs.find([str(tmp_path / "a.parquet")]))
+
+
 def test_tables_without_rows(tmp_path: Path) -> None:
     empty = pa.table({"text": pa.array([], pa.string())})
     with pq.ParquetWriter(tmp_path / "a.parquet", empty.schema) as writer:
