@@ -255,8 +255,7 @@ def trained(words):
     """The flags of a run as ``launch/train.py`` reads them."""
     parser = parser_of(TrainConfig, None)
     parser.set_defaults(**recipes.defaults(words))
-    config = TrainConfig(**vars(parser.parse_args(words)))
-    return config
+    return TrainConfig(**vars(parser.parse_args(words)))
 
 
 MACHINES = ["--gpus 16 --gpu h100", "--gpus 2 --gpu 4090", "--gpus 1 --gpu h200"]
