@@ -122,7 +122,7 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             assert action.type not in (int, float), f"{action.dest}: give `whole` or `real`"
         args = list(sys.argv[1:] if args is None else args)
-        if not args and any(action.required for action in self._actions):
+        if not args and any(a.required and a.nargs != "*" for a in self._actions):
             self.print_help()
             sys.exit(2)
         self.given = {}

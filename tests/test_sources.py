@@ -152,7 +152,7 @@ def test_streams_of_several_members_are_read_whole(tmp_path: Path) -> None:
             "is damaged or cut short after line [34] ",
         ),
         ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-20], "is damaged or cut short after"),
-        ("a.jsonl.gz", gzip.compress(LINES, mtime=0) + b"more", "is damaged or cut short after line [34] "),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0) + b"more", "is damaged or cut short after"),
         ("a.jsonl.zst", zstandard.compress(LINES)[:-5], "is damaged or cut short "),
         ("a.jsonl.zst", LINES, "is not zstd, whatever its name says; rename it"),
         ("a.parquet", b"PAR1 no", "is damaged or cut short "),
