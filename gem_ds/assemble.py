@@ -116,7 +116,13 @@ def _build_base(
     )
     del partitioned
     _fuse(config, lm)
-    trained = min(new_tokens(config, manifest), default=lm.config.get_text_config().vocab_size)
+    rows = lm.config.get_text_config().vocab_size
+    trained = min(new_tokens(config, manifest), default=rows)
+    if trained > rows:
+        raise InputError(
+            f"the tokenizer of {config.model} has {trained} tokens and its embedding {rows} rows, "
+            "so the base has nothing to say of some; give --kl-to-base 0, or another base"
+        )
     return FrozenBase(lm, trained, ds_config)
 
 

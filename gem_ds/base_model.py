@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import ADAPTER_CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
@@ -80,7 +81,16 @@ def check_files(name: str | Path, config: Any) -> list[str]:
             f"{name} says tie_word_embeddings, but its files have a head that differs from the "
             "embedding; both are kept, as Transformers does"
         )
-    _, info = _load(name, config, device_map="meta")
+    try:
+        _, info = _load(name, config, device_map="meta")
+    except InputError as error:  # where tensors are put together, Transformers does not name them
+        lost = _lost(config, files) if "conversion" in str(error.__cause__) else ()
+        if lost:
+            raise InputError(
+                f"{name} lacks {_some(lost)}, so it cannot be trained from; get it again, or "
+                "choose another base"
+            ) from error
+        raise
     surplus = info["unexpected_keys"]
     if surplus:
         notes.append(f"{name} has tensors that are not used: {_some(surplus)}")
@@ -129,6 +139,17 @@ def _load(name: str | Path, config: Any, **how: Any) -> tuple[Any, dict[str, Any
     if info["error_msgs"]:
         raise InputError(f"cannot load the model {name}: {info['error_msgs'][0]}")
     return lm, info
+
+
+def _lost(config: Any, files: Mapping[str, Path]) -> set[str]:
+    """The tensors that files lack of a model, named as in files that Transformers writes."""
+    try:
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(config)
+        expected = revert_weight_conversion(lm, lm.state_dict())
+    except Exception:  # of a configuration that makes no model: what failed before tells more
+        return set()
+    return set(expected) - set(files) - set(lm.all_tied_weights_keys)
 
 
 def tensor_files(name: str | Path) -> Mapping[str, Path]:

@@ -67,6 +67,15 @@ def test_a_base_that_lacks_a_tensor_is_refused_by_its_name(folder, lost, pickled
     refused(folder, rf"lacks {lost} of LlamaForCausalLM.*")
 
 
+def test_an_expert_that_is_missing_is_named(tmp_path):
+    folder = tmp_path / "base"
+    tiny_model("mixtral", tie_word_embeddings=False).save_pretrained(folder)
+    load(folder)
+    lost = next(name for name in load_file(folder / WEIGHTS) if "experts.2" in name)
+    rewrite(folder, lambda tensors: tensors.pop(lost))
+    refused(folder, f"lacks {lost}, so it cannot be trained from")
+
+
 def test_a_bare_body_has_no_head(folder):
     def bare(tensors):
         del tensors["lm_head.weight"]
