@@ -12,6 +12,7 @@ import pytest
 from helpers import save_tokenizer
 from processes import free_port
 from runs import ROOT, llama_config, random_base, small_llama
+from safetensors.torch import load_file, save_file
 from several_runs import several_runs
 
 from gem_ds import assemble, preflight
@@ -90,6 +91,19 @@ def test_a_run_that_saves_nothing_says_so_when_it_cannot_go_on(made):
     )
     with pytest.raises(AssertionError, match=says):
         several_runs(made / "blown", 1, {"run": blown})
+
+
+def test_a_base_with_a_value_that_is_not_finite_ends_the_run_in_its_first_step(made, tokenizer_dir):
+    """In a layer beyond those that are tried before the run."""
+    base = random_base(made / "infinite", made / "tied", tokenizer_dir)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = float("inf")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    flags = {"deepspeed": made / "fp32-zero3.json", "model": base, "shards": made / "shards"}
+    flags |= {"rows_per_step": 1, "steps": 2, "rehearse": False}
+    with pytest.raises(AssertionError, match="the first step has gradients that are not finite"):
+        several_runs(made / "not-finite", 1, {"run": flags})
+    assert not list((made / "not-finite").rglob("step-*"))
 
 
 def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, tmp_path):
