@@ -112,9 +112,14 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
         resolved = {"config": asdict(config), "deepspeed": ds_config, "manifest": manifest.digest}
         record.write(folder, first_step, started, {**resolved, "attention": backend})
         precision = str(dtype_of(ds_config)).removeprefix("torch.")
+        passes = config.steps * config.rows_per_step / len(shards)
         print(
             f"{precision} on the {device.type}, attention {backend}, "
-            f"{config.summary_attention} summaries"
+            f"{config.summary_attention} summaries\n"
+            f"{config.steps:,} steps of {config.rows_per_step:,} rows are "
+            f"{passes:{',.1f' if passes >= 10 else '.2g'}} passes over the "
+            f"{len(shards):,} rows of {config.shards}",
+            flush=True,
         )
     shape = _shape(engine.module.lm)
     loader = Loader(

@@ -1,8 +1,14 @@
-"""What a run tells people: a progress bar, ``metrics.jsonl`` and TensorBoard, all from rank 0."""
+"""What a run tells people: progress, ``metrics.jsonl`` and TensorBoard, all from rank 0.
+
+Progress is a bar on a terminal, and elsewhere a line every `LINE_SECONDS`.
+"""
 
 import errno
 import json
 import os
+import statistics
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +20,8 @@ from tqdm import tqdm
 from gem_ds.hardware import GPUS
 
 FILE = "metrics.jsonl"
+LINE_SECONDS = 30.0  # between lines of progress, where no terminal shows a bar
+TIMED = (2, 5)  # steps of a start after which, and until when, they are timed: first ones are slow
 
 
 class Metrics:
@@ -32,7 +40,13 @@ class Metrics:
         self._file = path.open("ab", buffering=0)
         self._failed: set[str] = set()
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
-        self._bar = tqdm(total=steps, initial=first_step, desc="train", unit="step")
+        self._steps, self._taken = steps, 0
+        self._seconds: list[float] = []  # of the steps that are timed
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=steps, initial=first_step, desc="train", unit="step", disable=not terminal
+        )
+        self._next_line = None if terminal else 0.0
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step everywhere. A full disk costs them, not the run."""
@@ -47,14 +61,28 @@ class Metrics:
                 self._board.add_scalar(name, value, step)
         except OSError as error:
             self._lost("TensorBoard", step, error)
-        shown = {
-            "ntp": f"{values['loss/ntp']:.3f}",
-            "cl": f"{values['loss/contrastive']:.3f}",
-            "lr": f"{values['schedule/learning_rate']:.1e}",
-            "tok/s": f"{values['speed/tokens_per_second']:.0f}",
-        }
-        self._bar.set_postfix(shown, refresh=False)
+        self._show(step, shown(values))
+        self._time(step, values["speed/loop_seconds"])
+
+    def _show(self, step: int, texts: dict[str, str]) -> None:
+        self._bar.set_postfix(texts, refresh=False)
         self._bar.update()
+        now, done = time.monotonic(), step + 1
+        if self._next_line is not None and (now >= self._next_line or done == self._steps):
+            self._next_line = now + LINE_SECONDS
+            said = ", ".join(f"{name}={text}" for name, text in texts.items())
+            print(f"step {done}/{self._steps}: {said}", file=sys.stderr, flush=True)
+
+    def _time(self, step: int, seconds: float) -> None:
+        """Say once, after the first steps, how long the others take."""
+        self._taken += 1
+        first, last = TIMED
+        if first < self._taken <= last:
+            self._seconds.append(seconds)
+        left = self._steps - step - 1
+        if self._taken == last and left:
+            each = statistics.median(self._seconds)
+            self.say(f"{each:.3g} s a step: about {hours(left * each)} for the {left:,} to come")
 
     def _append(self, line: str) -> None:
         """A line, or nothing of it."""
@@ -84,6 +112,21 @@ class Metrics:
             with suppress(OSError):
                 self._board.close()
             self._file.close()
+
+
+def shown(values: dict[str, float]) -> dict[str, str]:
+    """What a person is shown of a step; a loss only where the step computed it."""
+    losses = {"ntp": ("loss/ntp", "data/targets"), "cl": ("loss/contrastive", "data/anchors")}
+    found = {name: f"{values[key]:.3f}" for name, (key, n) in losses.items() if values[n]}
+    rate, speed = values["schedule/learning_rate"], values["speed/tokens_per_second"]
+    return {**found, "lr": f"{rate:.1e}", "tok/s": f"{speed:.0f}"}
+
+
+def hours(seconds: float) -> str:
+    """A duration for people, such as ``6.1 hours`` or ``3 minutes``."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
 
 
 def memory_gib(device: torch.device) -> float:

@@ -174,8 +174,9 @@ def command(script, *flags, ranks=1):
 
 def train(*flags, ranks=1, deepspeed=ROOT / "ds_configs" / "zero3.json", check=True):
     """Run ``launch/train.py`` to its end; returns the finished process."""
+    own = () if "--deepspeed" in flags else ("--deepspeed", deepspeed)
     done = subprocess.run(
-        command("launch/train.py", "--deepspeed", deepspeed, *flags, ranks=ranks),
+        command("launch/train.py", *own, *flags, ranks=ranks),
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,6 +1,6 @@
 from collections import Counter
 
-from gem_ds.draws import Draws
+from gem_ds.draws import Draws, folded
 
 
 def test_the_numbers_are_splitmix64() -> None:
@@ -47,3 +47,10 @@ def test_below_never_reaches_its_bound() -> None:
     assert {draws.below(1) for _ in range(100)} == {0}
     assert {draws.below(3) for _ in range(100)} == {0, 1, 2}
     assert all(draws.below(n) < n for n in range(1, 2000))
+
+
+def test_a_seed_of_64_bits_is_folded_and_a_small_one_stays() -> None:
+    assert [folded(seed, 24) for seed in (0, 7, 2**24 - 1)] == [0, 7, 2**24 - 1]
+    large = [folded(seed, 24) for seed in (2**24 + 7, 2**25 + 7, 20261127, 2**64 - 1)]
+    assert len({7, *large}) == 5
+    assert all(0 <= seed < 2**24 for seed in large)

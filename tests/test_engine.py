@@ -74,6 +74,7 @@ def trained(made, bases):
         settings[name] = {**settings["zero3"], "deepspeed": make("zero3.json", made)}
     for name, more in {**RECOMPUTED, "traced": {"steps": 5, "profile": 2, "save": False}}.items():
         settings[name] = {**settings["zero3"], **more}
+    settings["seed"] = {**settings["fp32"], "steps": 1, "seed": 2**64 - 1, "save": False}
     several_runs(made / "trained", 2, settings)
     return made / "trained"
 
@@ -169,6 +170,12 @@ def test_precision_is_chosen_by_the_hardware_or_by_name(trained):
     states = {name: read_state(find(trained / name))["dtype"] for name in losses}
     assert (states["bf16"], states["fp32"]) == ("bfloat16", "float32")
     assert states["zero3"] == states[fast]
+
+
+def test_any_seed_of_64_bits_trains(trained):
+    assert len(metrics(trained / "seed")) == 1
+    first = [metrics(trained / name)[0]["loss/ntp"] for name in ("seed", "fp32")]
+    assert first[0] != first[1], "the rows have another order"
 
 
 def test_the_run_says_what_a_person_wants_to_see(trained):

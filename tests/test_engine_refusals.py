@@ -147,6 +147,20 @@ def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, t
             *flags, "--shards", made / "shards", env={**os.environ, "MASTER_PORT": str(port)}
         )
         assert f"port {port} of this machine is in use" in message
+        # What needs no other ranks is said before any is looked for.
+        lonely = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        env = {**os.environ, **lonely, "MASTER_PORT": str(port)}
+        wrong = tmp_path / "wrong.json"
+        wrong.write_text('{"zero_optimization": {"stage": 7}}')
+        for more, cure in (
+            (("--shards", broken), "sharding did not finish"),
+            (("--shards", made / "shards", "--beta1", "1.5"), "--beta1 1.5 is out of range"),
+            (("--shards", made / "shards", "--rows-per-step", 5), "no multiple of 2"),
+        ):
+            assert cure in one_error(*flags, *more, env=env)
+        others = ("--shards", made / "shards", "--output", tmp_path / "run", "--deepspeed", wrong)
+        assert "refuses stage" in one_error("--config", made / "tied", *others, env=env)
+        assert "cannot read the model" in one_error("--config", tmp_path / "none", *others, env=env)
 
     def little_room():  # what a full disk or a quota does, for files above a size
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))
