@@ -8,32 +8,27 @@ show one of each kind, and a slice of the vocabulary, so it costs little beside 
 Shapes: T tokens of a stream, N heads, G key-value heads, H head size, C hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.modeling_layers import GradientCheckpointingLayer
+from torch import Tensor
 
-from gem_ds import forward, layout
+from gem_ds import forward, layout, one_token_attention
 from gem_ds.errors import InputError, reason
 from gem_ds.hf_config import dropout_of
 from gem_ds.layout import Bounds
+from gem_ds.one_token_attention import Asked, OneToken
+from gem_ds.small_model import VOCABULARY, shallow, small_copy
 
-NAME = "gem_probe"
 N_TOKENS = 9  # of the document that is tried
 # A document with a summary token, and the tried one behind it.
 BOUNDS: Bounds = np.array([[0, 6, 7, 12], [12, 21, 21, 21]], dtype=np.int32)
-VOCABULARY = 512  # rows of the embedding and the head that are tried
 POSITIONS = 512  # at how many positions a mask is asked about, evenly up to the longest document
 # As Transformers names them; masks of chunks are the GEM mask's in documents of one chunk.
 LAYER_TYPES = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
-# Keyword arguments of attention that it obeys, or that do not change what it computes.
-KNOWN = {"scaling", "softcap", "s_aux", "dropout", "is_causal", "position_ids", "use_cache"}
-KNOWN |= {"gem_plan", "cache_position", "output_attentions", "output_hidden_states"}
 ROUNDING = 1e-4  # how far two computations of the same numbers may lie apart, of their norm
 
 
@@ -47,7 +42,7 @@ def check(lm: Any, longest: int, name: str, plan: Any) -> None:
     _check_interface(lm)
     before, training = lm.config._attn_implementation, lm.training
     try:
-        with torch.no_grad(), _shallow(lm), _small_copy(lm):
+        with torch.no_grad(), shallow(lm), small_copy(lm):
             _check_layers(lm, longest)
             _check_documents(lm, before, name, plan)
     except InputError:
@@ -78,73 +73,9 @@ def _check_interface(lm: Any) -> None:
     )
 
 
-# Layers, with attention that looks at one token at a time.
-
-
-class _Asked(NamedTuple):
-    """What one layer asked of attention."""
-
-    layer: str
-    rule: Callable[..., Tensor] | None  # of the mask: True where a query may see a key
-    window: int | None
-    more: tuple[str, ...]  # keyword arguments that attention here does not know
-
-
-class _OneToken:
-    """In the place of a plan: attention that gives each token something of its own q, k and v."""
-
-    def __init__(self, lm: Any) -> None:
-        self.names = {module: name for name, module in lm.named_modules()}
-        self.asked: list[_Asked] = []
-        self.dropout = 0.0
-
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,  # (1, N, T, H)
-        key: Tensor,  # (1, G, T, H)
-        value: Tensor,
-        attention_mask: Tensor | None,
-        sliding_window: int | None = None,
-        **how: Any,
-    ) -> tuple[Tensor, None]:
-        """(1, T, N, H of the values)."""
-        rule = getattr(attention_mask, "rule", None)
-        more = tuple(key for key, value in how.items() if value is not None and key not in KNOWN)
-        self.asked.append(_Asked(self.names[module], rule, sliding_window, more))
-        self.dropout = max(self.dropout, how.get("dropout") or 0.0)
-        out = value + key.mean(-1, keepdim=True)
-        out = out.repeat_interleave(query.shape[1] // out.shape[1], 1)
-        return (out + query.mean(-1, keepdim=True)).transpose(1, 2).contiguous(), None
-
-
-def _attend(
-    module: nn.Module, *tensors: Any, gem_plan: _OneToken | None = None, **how: Any
-) -> tuple[Tensor, None]:
-    if gem_plan is None:
-        raise InputError(
-            f"{type(module).__name__} does not get the keyword arguments of its model's forward, "
-            "so the GEM mask cannot reach it; choose another base"
-        )
-    return gem_plan.attend(module, *tensors, **how)
-
-
-def _mask(q_length: int, kv_length: int, mask_function: Any, device: Any, **_: Any) -> Tensor:
-    """The mask that a family asks Transformers for, with the rule that it was made by."""
-    q, kv = torch.arange(q_length, device=device), torch.arange(kv_length, device=device)
-    mask_TT = mask_function(0, 0, q[:, None], kv[None, :]).expand(q_length, kv_length)
-    mask: Any = mask_TT[None, None].clone()
-    mask.rule = mask_function
-    return mask  # type: ignore[no-any-return]
-
-
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _mask)
-
-
 def _check_layers(lm: Any, longest: int) -> None:
-    lm.set_attn_implementation(NAME)
-    plan = _OneToken(lm)
+    lm.set_attn_implementation(one_token_attention.NAME)
+    plan = OneToken(lm)
     # Each token twice, in another company: nothing of it may depend on that.
     places = torch.cat([torch.arange(N_TOKENS), torch.arange(N_TOKENS).flip(0)]).to(lm.device)
     ids = _ids(lm, N_TOKENS)[places]
@@ -170,7 +101,7 @@ def _check_layers(lm: Any, longest: int) -> None:
         raise InputError(_active_dropout(lm))
 
 
-def _one_by_one(lm: Any, ids_T: Tensor, places_T: Tensor, plan: _OneToken) -> Tensor:
+def _one_by_one(lm: Any, ids_T: Tensor, places_T: Tensor, plan: OneToken) -> Tensor:
     """(T, C) last hidden states, with the mask that the family asks for."""
     output = forward.body(lm)(
         input_ids=ids_T[None],
@@ -183,7 +114,7 @@ def _one_by_one(lm: Any, ids_T: Tensor, places_T: Tensor, plan: _OneToken) -> Te
     return states_TC
 
 
-def _mixing(lm: Any, ids: Tensor, places: Tensor, plan: _OneToken) -> str:
+def _mixing(lm: Any, ids: Tensor, places: Tensor, plan: OneToken) -> str:
     """Which modules let tokens see each other without attention."""
     T = len(ids)
     moved: dict[str, list[bool]] = {}  # whether input, and output, differ between the two halves
@@ -226,7 +157,7 @@ def _active_dropout(lm: Any) -> str:
     )
 
 
-def _check_mask(lm: Any, asked: _Asked, longest: int) -> None:
+def _check_mask(lm: Any, asked: Asked, longest: int) -> None:
     """Whether the mask of a layer is causal within its window, and hides nothing else."""
     if asked.more:
         raise InputError(
@@ -297,7 +228,7 @@ def check_embeddings(lm: Any, plan: Any) -> None:
     `lm` has the attention that `plan` is for, a plan of `BOUNDS`. Under ZeRO-3 all ranks call.
     """
     try:
-        with torch.no_grad(), _shallow(lm), _small_copy(lm):
+        with torch.no_grad(), shallow(lm), small_copy(lm):
             ids = _ids(lm, int(BOUNDS[-1, layout.END]))[None]
             places = torch.from_numpy(layout.positions(BOUNDS)).to(lm.device)[None]
             embedded = lm.get_input_embeddings()(ids)
@@ -347,86 +278,3 @@ def _flat(values: Any) -> Iterator[Tensor]:
             yield from _flat(value)
     elif isinstance(values, dict):
         yield from _flat(list(values.values()))
-
-
-# A part of the model that shows all of it.
-
-
-@contextmanager
-def _shallow(lm: Any) -> Iterator[None]:
-    """Within it, a model has its first layers up to the last that is of a new kind."""
-    stacks = [
-        module
-        for module in lm.modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module)
-        and all(isinstance(layer, GradientCheckpointingLayer) for layer in module)
-    ]
-    removed = []
-    for layers in stacks:
-        kinds = [_kind(layer) for layer in layers]
-        n = 1 + max(kinds.index(kind) for kind in kinds)
-        removed.append((layers, list(layers[n:])))
-        del layers[n:]
-    try:
-        yield
-    finally:
-        for layers, rest in removed:
-            layers.extend(rest)
-
-
-def _kind(layer: nn.Module) -> tuple[Any, ...]:
-    """What tells layers apart, other than weights and their place."""
-    return tuple(
-        (
-            name,
-            type(module),
-            tuple(
-                (key, value)
-                for key, value in sorted(vars(module).items())
-                if isinstance(value, bool | int | str | None) and "idx" not in key
-            ),
-            tuple(tuple(getattr(p, "ds_shape", p.shape)) for p in module.parameters(recurse=False)),
-        )
-        for name, module in layer.named_modules()
-    )
-
-
-@contextmanager
-def _small_copy(lm: Any) -> Iterator[None]:
-    """Within it, a model has copies of its weights in fp32, and a slice of its vocabulary.
-
-    Half precision would hide small leaks, and send a token to other experts than before.
-    """
-    head = lm.get_output_embeddings()
-    copies: dict[int, nn.Parameter] = {}
-    with ExitStack() as stack, _whole(lm.parameters()):
-        for module in lm.modules():
-            cut = VOCABULARY if isinstance(module, nn.Embedding) or module is head else None
-            if isinstance(module, nn.Embedding) and (module.padding_idx or 0) >= VOCABULARY:
-                stack.callback(setattr, module, "padding_idx", module.padding_idx)
-                module.padding_idx = None
-            for name, parameter in module.named_parameters(recurse=False):
-                copied = nn.Parameter(_fp32(parameter.data[:cut]), requires_grad=False)
-                setattr(module, name, copies.setdefault(id(parameter), copied))
-                stack.callback(setattr, module, name, parameter)
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, _fp32(buffer).clone())
-                stack.callback(setattr, module, name, buffer)
-        restored = stack.pop_all()
-    with restored:
-        yield
-
-
-def _fp32(x: Tensor) -> Tensor:
-    return x.float() if x.is_floating_point() else x
-
-
-def _whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Within it parameters that ZeRO-3 has partitioned are whole on every rank."""
-    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not partitioned:
-        return nullcontext()
-    import deepspeed  # takes seconds; a model in use needs none
-
-    return deepspeed.zero.GatheredParameters(partitioned)  # type: ignore[no-any-return]

@@ -17,8 +17,8 @@ FLOORS = {
           zero visits gathering communication activations memory hardware speed ways plan_files
           plan plan_flags plan_advice plan_report long_texts quantization text_files vector_files
           written embed_flags serving_config""",
-    1: """hf_config forward probe dist metrics masks picture kernels pieces sdpa flex attention
-          objectives contrastive
+    1: """hf_config forward small_model one_token_attention probe dist metrics masks picture
+          kernels pieces sdpa flex attention objectives contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
           checkpoint saving elastic health record run_folder ds_keys bulk""",
     2: """base_model adapter_files adapters fusing model frozen merge gem_config
@@ -43,8 +43,12 @@ LIBRARIES = {
     "sentence_transformers": 3,
     "fastapi": 3,
 }
-# Registering a function with Transformers is all that `attention` and `probe` want of it.
-EXCEPTIONS = {"attention": {"transformers"}, "probe": {"transformers"}}
+# Registering a function with Transformers is all that these want of it.
+EXCEPTIONS = {
+    "attention": {"transformers"},
+    "small_model": {"transformers"},
+    "one_token_attention": {"transformers"},
+}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 
