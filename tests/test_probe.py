@@ -51,7 +51,7 @@ def test_what_is_computed_as_training_takes_it_passes_and_stays_as_it_was(family
     before = {name: (id(p), p.clone()) for name, p in model.named_parameters()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     attention = model.config._attn_implementation
-    n_layers = len(model.hf_config.layers)
+    n_layers = len(model.base_model.layers)
     check(model)
     assert {name: id(p) for name, p in model.named_parameters()} == {
         name: kept for name, (kept, _) in before.items()
@@ -60,7 +60,7 @@ def test_what_is_computed_as_training_takes_it_passes_and_stays_as_it_was(family
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
     assert not model.training
     assert model.config._attn_implementation == attention
-    assert len(model.hf_config.layers) == n_layers
+    assert len(model.base_model.layers) == n_layers
     check(model.train())
     assert model.training
 
