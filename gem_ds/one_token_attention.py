@@ -37,6 +37,7 @@ class OneToken:
         self.names = {module: name for name, module in lm.named_modules()}
         self.asked: list[Asked] = []
         self.dropout = 0.0
+        self._masks: dict[int, Any] = {}  # as they were made, by where they are in memory
 
     def attend(
         self,
@@ -49,13 +50,21 @@ class OneToken:
         **how: Any,
     ) -> tuple[Tensor, None]:
         """(1, T, N, H of the values)."""
-        rule = getattr(attention_mask, "rule", None)
+        rule = self._rule(attention_mask)
         more = tuple(key for key, value in how.items() if value is not None and key not in KNOWN)
         self.asked.append(Asked(self.names[module], rule, sliding_window, more))
         self.dropout = max(self.dropout, how.get("dropout") or 0.0)
         out = value + key.mean(-1, keepdim=True)
         out = out.repeat_interleave(query.shape[1] // out.shape[1], 1)
         return (out + query.mean(-1, keepdim=True)).transpose(1, 2).contiguous(), None
+
+    def _rule(self, mask: Any) -> Any:
+        """What a mask was made by, if this is it or a view of it."""
+        if mask is None:
+            return None
+        if hasattr(mask, "rule"):
+            self._masks[mask.data_ptr()] = mask
+        return getattr(self._masks.get(mask.data_ptr()), "rule", None)
 
 
 def _attend(

@@ -63,6 +63,7 @@ def test_other_settings_do_not_go_on_with_unfinished_work(
     with pytest.raises(InputError, match="has 32 dimensions, not 99"):
         embed_files.embed(export, corpus, output, Settings(truncate_dim=99))
     (tmp_path / "in.jsonl").write_text((tmp_path / "in.jsonl").read_text() + "\nno JSON\n")
+    corpus = TextFile.find(str(tmp_path / "in.jsonl"), field="body", id_field="key")
     with pytest.raises(InputError, match=r"in\.jsonl, line 121: invalid JSON"):
         embed_files.embed(export, corpus, output, part=50)
     assert sorted(p.name for p in (tmp_path / "a.npy.parts").glob("part*")) == [
@@ -134,7 +135,7 @@ def test_the_encode_command_reads_lines_and_pipes(
     )
     assert bad.returncode == 2
     assert bad.stderr.decode().splitlines()[-1] == (
-        "error: standard input, line 2: invalid UTF-8; mend or remove the line"
+        "error: standard input, line 2: invalid UTF-8; correct or remove the line"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npy", "piped.npy"]
 

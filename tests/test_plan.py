@@ -385,7 +385,7 @@ def test_flags_that_contradict_are_refused(flags, message):
         ({"zero_optimization": []}, "zero_optimization is no JSON object"),
         ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "5e8"}}, "number of elements"),
         ({"train_micro_batch_size_per_gpu": "x"}, "'x'; give a number of rows"),
-        ({"fp16": {"enabled": True}}, "fp16 is not planned"),
+        ({"fp16": {"enabled": True}}, "enables fp16, in which gradients overflow"),
     ],
 )
 def test_a_file_that_cannot_be_planned_is_refused(tmp_path, file, message):

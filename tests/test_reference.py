@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gem_ds import layout, model, reference
+from gem_ds import forward, layout, model, reference
 from gem_ds.attention import attach
 from gem_ds.batches import BatchOptions, make_batch
 from gem_ds.checkpoint import find, load_weights
@@ -39,7 +39,7 @@ class Held:
 
     @torch.no_grad()
     def logits(self, hidden_nC):
-        return model.logits(self.lm, hidden_nC)
+        return forward.logits(self.lm, hidden_nC)
 
 
 @pytest.fixture
