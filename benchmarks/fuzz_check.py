@@ -92,7 +92,7 @@ def looks_wide(path: Path) -> bool:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Rows, texts as bytes; a cell of another type stands for itself, whatever it be."""
+    """Rows, texts as bytes; a cell of another type is left as it is."""
     cells = {}
     table = pq.read_table(path)
     for name in table.column_names:

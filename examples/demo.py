@@ -32,7 +32,7 @@ MARKER = "gem_ds-demo"  # in a work folder that the demo may empty
 HELD_OUT, HELD_OUT_SHARE = 500, 0.02
 
 # Flags of the trainings, for two cores: a base on plain rows, then the summary token.
-# Docstrings have titles, so the pairs are (title, rest); an own corpus is cut where chance wills.
+# Docstrings have titles, so the pairs are (title, rest); an own corpus is split at random points.
 # Positives are the answer, or the suffix, as a text of its own; docs/log.md has what was tried.
 BASE = (
     "--alpha 0 --steps 600 --rows-per-step 4 --rows-per-micro-batch 2 --learning-rate 3e-3 "

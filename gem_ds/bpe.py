@@ -1,6 +1,6 @@
 """Training a byte-level BPE tokenizer, for a model from scratch.
 
-Adding summary tokens to a tokenizer that exists is the business of `tokenization`.
+`tokenization` adds summary tokens to an existing tokenizer.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Building a training run: check everything, join the ranks, make the engine, resume.
 
-What a run does then is the business of `engine`.
+`engine` runs the steps.
 """
 
 import logging
