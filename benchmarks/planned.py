@@ -115,9 +115,8 @@ def config_of(folder: Path, name: str, setting: dict[str, Any]) -> TrainConfig:
     file = json.loads((ROOT / "ds_configs" / setting.pop("file")).read_text())
     file["bf16"] = {"enabled": setting.pop("bf16", False)}
     file["zero_optimization"].update(setting.pop("zero", {}))
-    path = folder / f"{name}.json"
-    if int(os.environ.get("RANK", 0)) == 0:
-        path.write_text(json.dumps(file))
+    path = folder / f"{name}-{os.environ.get('RANK', 0)}.json"  # a rank reads it before it joins
+    path.write_text(json.dumps(file))
     given = {
         **RECIPES.get(setting.pop("recipe", "keep"), {}),
         "model": str(folder / "base"),
@@ -134,7 +133,7 @@ def config_of(folder: Path, name: str, setting: dict[str, Any]) -> TrainConfig:
 
 
 def start(config: TrainConfig, stack: ExitStack) -> build.Run:
-    """The run, with all ranks there before its DeepSpeed file is read."""
+    """The run, ready to take steps."""
     run = build.open_run(config, stack)
     stack.callback(run.loader.close)
     return run
