@@ -7,7 +7,7 @@ import torch
 from deepspeed.utils import set_z3_leaf_module
 from transformers.integrations import HfDeepSpeedConfig
 
-from gem_ds import adapters, attention, fusing, model, probe, tokenization
+from gem_ds import adapters, attention, ds_keys, fusing, model, probe, tokenization
 from gem_ds.config import TrainConfig
 from gem_ds.contrastive import ContrastiveOptions
 from gem_ds.errors import InputError
@@ -25,8 +25,6 @@ def build_engine(
     config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest, hf_config: Any
 ) -> Any:
     """The DeepSpeed engine around a `model.TrainingModel` of a `preflight.model_config`."""
-    if ds_config.get("fp16", {}).get("enabled"):
-        raise InputError(f"{config.deepspeed} enables fp16; use bf16, or neither for fp32")
     base = _build_base(config, ds_config, manifest, hf_config) if config.kl_to_base else None
     if config.adapter != "none" and ds_config.get("zero_optimization", {}).get("stage", 0) < 2:
         raise InputError(
@@ -52,7 +50,8 @@ def build_engine(
         betas=(config.beta1, config.beta2),
         fused=True,
     )
-    engine, *_ = deepspeed.initialize(model=gem, optimizer=optimizer, config=ds_config)
+    with ds_keys.refusing(config.deepspeed):
+        engine, *_ = deepspeed.initialize(model=gem, optimizer=optimizer, config=ds_config)
     del partitioned
     engine.train()
     return engine

@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -88,8 +89,9 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
 
     ds_keys.check_values(resolve(bf16=True), config.deepspeed)
     ds_keys.check_groups(resolve(bf16=True), n_ranks, local_ranks, config.deepspeed)
-    device = _start_process(config)  # the other ranks are needed from here on
-    ds_config = resolve(dist.computes_bf16(device))
+    with _naming_lost_ranks():
+        device = _start_process(config)  # the other ranks are needed from here on
+        ds_config = resolve(dist.computes_bf16(device))
     fusing.check(config.compile, config.liger, device)
     watchdog = run_folder.enter(config, stack)
     checkpoint_found = run_folder.to_resume(config)
@@ -133,6 +135,17 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     )
     schedule = _schedule(config, hidden_size)
     return Run(config, device, engine, loader, schedule, state, first_step, watchdog, shape)
+
+
+@contextmanager
+def _naming_lost_ranks() -> Iterator[None]:
+    """Says that another rank ended while all were joining: what is wrong there, it says itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not dist.is_lost(error):
+            raise
+        raise InputError("another rank ended before the run began; see its own message") from error
 
 
 def _batch_options(

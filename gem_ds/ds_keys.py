@@ -143,6 +143,12 @@ def check_values(resolved: Mapping[str, Any], name: str) -> None:
             f"{name} leaves ZeRO off, so that each rank keeps the whole optimizer; write "
             '"zero_optimization": {"stage": 1}, which trains the same, or a higher stage'
         )
+    offload = read.zero_config.offload_param
+    if offload and offload.device != "none" and read.zero_optimization_stage < 3:
+        raise InputError(
+            f"{name}: DeepSpeed ignores zero_optimization.offload_param below stage 3; remove it, "
+            "or write stage 3"
+        )
 
 
 @contextmanager
@@ -154,7 +160,9 @@ def refusing(name: str) -> Iterator[None]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{name}: {error.title} refuses {where}: {first['msg']}") from error
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except RuntimeError:  # memory, or a rank that is lost
+        raise
+    except Exception as error:  # DeepSpeed raises of every kind
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{name}: DeepSpeed cannot use it: {said}") from error
 

@@ -1,4 +1,4 @@
-"""The tensors of a DeepSpeed checkpoint of ZeRO stage 2 or 3, each put together from the ranks'
+"""The tensors of a DeepSpeed checkpoint of ZeRO stage 1, 2 or 3, each put together from the ranks'
 files when it is asked for.
 
 The files are mapped into memory, and let go when as much of them has been read as the caller
@@ -139,7 +139,7 @@ def _in_all_ranks(
 def _one_after_another(
     files: _Files, optimizers: list[Path], shapes: list[Mapping[str, torch.Size]]
 ) -> _Cut:
-    """Stage 2: each group of parameters is one flat tensor, of which each rank has a part."""
+    """Stages 1 and 2: each group of parameters is a flat tensor, of which each rank has a part."""
     for i, group in enumerate(shapes):
         key = (OPTIMIZER_STATE_DICT, SINGLE_PARTITION_OF_FP32_GROUPS, i)
         sizes = [files.follow(path, key).numel() for path in optimizers]

@@ -134,6 +134,7 @@ VALUES = {
     "device": ({"stage": 3, "offload_param": {"device": "gpu"}}, "offload_param.device: .*'cpu'"),
     "section": ({"stage": 3, "offload_param": "cpu"}, "offload_param: .*dictionary"),
     "no stage": ({}, 'leaves ZeRO off, .*"zero_optimization": {"stage": 1}'),
+    "ignored": ({"stage": 2, "offload_param": {"device": "cpu"}}, ".*offload_param below stage 3"),
     "stage 0": ({"stage": 0}, "leaves ZeRO off"),
 }
 

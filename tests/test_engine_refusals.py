@@ -169,3 +169,29 @@ def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, t
     message = one_error(*flags, "--shards", made / "shards", preexec_fn=little_room)
     assert "the checkpoint of step 1 could not be written" in message
     assert not found(tmp_path / "full")
+
+
+def test_a_rank_that_ends_while_all_join_is_one_sentence_on_the_others(made, tmp_path):
+    flags = ("--config", made / "tied", "--shards", made / "shards", "--output", tmp_path / "run")
+    train = (ROOT / "launch/train.py", "--deepspeed", made / "fp32-zero3.json", *flags)
+    joins = ("-c", "import deepspeed, os; deepspeed.init_distributed(); os._exit(1)")
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, command in enumerate((train, joins))
+    ]
+    try:
+        said = started[0].communicate(timeout=100)[1]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert "error [rank 0]: another rank ended before the run began" in said
+    assert "Traceback" not in said
