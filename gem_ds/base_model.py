@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import ADAPTER_CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
 
+from gem_ds import dist
 from gem_ds.errors import InputError, reason
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names types
@@ -101,10 +102,24 @@ def load(name: str | Path, dtype: torch.dtype | str, config: Any = None) -> Any:
     """The causal language model of a folder or hub name, with stock attention, on the CPU.
 
     `config` takes the place of its configuration. Under ZeRO-3 (a live ``HfDeepSpeedConfig``) no
-    rank ever holds the whole model. Raises `InputError` for files that do not make this model.
+    rank ever holds the whole model, and all ranks call. Raises `InputError` for files that do not
+    make this model, and for weights that are NaN or infinite.
     """
     lm, _ = _load(name, config, dtype=dtype)
+    damaged = {tensor for found in dist.gather(_not_finite(lm)) for tensor in found}
+    if damaged:
+        raise InputError(
+            f"{name} has values that are not finite (NaN or infinite) in {_some(damaged)}; get it "
+            "again, or choose another"
+        )
     return lm
+
+
+def _not_finite(lm: Any) -> list[str]:
+    """The weights with values that are NaN or infinite, in what this rank has of them."""
+    parts = ((name, getattr(p, "ds_tensor", p).detach()) for name, p in lm.named_parameters())
+    # A sum of any such value is none that is finite, and is much faster than asking each.
+    return [n for n, x in parts if not x.sum().isfinite() and not x.isfinite().all()]
 
 
 def _load(name: str | Path, config: Any, **how: Any) -> tuple[Any, dict[str, Any]]:

@@ -83,8 +83,8 @@ def _loop(
         metrics.log(step, {**taken.values, "speed/loop_seconds": ended - began})
         if step == 0 and taken.values["train/skipped"]:
             raise InputError(
-                "the first step has gradients that are not finite, so the base has values that are "
-                "NaN or infinite; check its files, or choose another base"
+                "the first step has gradients that are not finite: the base overflows in this "
+                "precision, or its files are damaged; check those, or choose another base"
             )
         rows = [i for batch in taken.batches for i in batch.row_ids]
         for text in health.see(step, taken.values, rows):

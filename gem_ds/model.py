@@ -212,7 +212,16 @@ def add_rows(lm: Any, vocab_size: int, n_trained: int) -> None:
     row among trained ones often never trains. An embedding that already has room (a padded one)
     keeps its size; its untrained rows are written too.
     """
-    if _size(lm.get_input_embeddings().weight)[0] < vocab_size:
+    rows, stated = (
+        _size(lm.get_input_embeddings().weight)[0],
+        lm.config.get_text_config().vocab_size,
+    )
+    if rows < vocab_size:
+        if rows != stated:
+            raise InputError(
+                f"model family {lm.config.model_type!r} has {rows} rows in its embedding for a "
+                f"vocabulary of {stated}, so there is no adding to it; choose another base"
+            )
         lm.resize_token_embeddings(_padded(vocab_size), mean_resizing=False)
     tied = lm.get_input_embeddings().weight is lm.get_output_embeddings().weight
     layers = [lm.get_input_embeddings()] + ([] if tied else [lm.get_output_embeddings()])

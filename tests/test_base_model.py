@@ -76,6 +76,19 @@ def test_an_expert_that_is_missing_is_named(tmp_path):
     refused(folder, f"lacks {lost}, so it cannot be trained from")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_value_that_is_not_finite_is_found_wherever_it_is(folder, value, dtype):
+    """In rows and layers that are not tried, too."""
+    lost = "model.layers.1.mlp.down_proj.weight", "lm_head.weight"
+    config = base_model.read_config(folder)
+    base_model.load(folder, dtype, config)
+    for name in lost:
+        rewrite(folder, lambda tensors, name=name: tensors[name][-1, -1:].fill_(value))
+    with pytest.raises(InputError, match=rf"not finite .* in {lost[1]}, {lost[0]}; get it again"):
+        base_model.load(folder, dtype, config)
+
+
 def test_a_bare_body_has_no_head(folder):
     def bare(tensors):
         del tensors["lm_head.weight"]
