@@ -49,6 +49,8 @@ def judge_family(case: Case, lm: Any, base: Base) -> None:
         base.blame("head", "logit", "head", *known)
     if not lm.supports_gradient_checkpointing:
         base.blame("recomputation", "--gradient-checkpointing")
+    if len(lm.get_input_embeddings().weight) != lm.config.get_text_config().vocab_size:
+        base.blame("vocabulary")
     if case.recipe == "lossless" and not _takes_adapters(lm):
         base.blame("adapter")
 

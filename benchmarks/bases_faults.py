@@ -16,6 +16,9 @@ def put_in(base: Base, fault: str) -> None:
     kind = "quantized" if fault.startswith("quantized") else fault
     if kind in _FAULTS:
         _FAULTS[kind](base, fault)
+    if all(bool(t.isfinite().all()) for t in base.tensors.values() if t.is_floating_point()):
+        for cause in base.causes:  # another fault has taken that tensor out
+            cause.must = cause.must and "finite" not in cause.words
 
 
 def _matrix(base: Base) -> str:

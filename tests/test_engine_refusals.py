@@ -97,8 +97,8 @@ def test_a_first_step_that_is_not_finite_ends_the_run(made, tokenizer_dir):
     """Weights that are finite, and overflow where they meet."""
     base = random_base(made / "infinite", made / "tied", tokenizer_dir)
     tensors = load_file(base / "model.safetensors")
-    tensors["model.norm.weight"] *= 1e38
-    tensors["model.embed_tokens.weight"] *= 1e4
+    for part in ("gate", "up"):  # in a layer beyond those that are tried before the run
+        tensors[f"model.layers.1.mlp.{part}_proj.weight"] *= 1e22
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     flags = {"deepspeed": made / "fp32-zero3.json", "model": base, "shards": made / "shards"}
     flags |= {"rows_per_step": 1, "steps": 2, "rehearse": False}
