@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gem_ds.adapter_files import NAME, lora_config
 from gem_ds.draws import folded
-from gem_ds.errors import InputError
+from gem_ds.errors import InputError, reason
 
 Mode = Literal["summary", "everywhere"]
 
@@ -93,7 +93,14 @@ def inject(
     }
     config = lora_config(names, rank, alpha, summary_tokens if mode == "summary" else None)
     set_seed(folded(seed, 32))
-    inject_adapter_in_model(config, lm)
+    try:
+        inject_adapter_in_model(config, lm)
+    except ValueError as error:
+        family = lm.config.get_text_config().model_type
+        raise InputError(
+            f"adapters cannot be put on model family {family!r} ({reason(error)}); choose "
+            "--adapter none or another base"
+        ) from error
     if mode == "summary":
         switch(lm)
 

@@ -30,8 +30,7 @@ NAMED = 3  # tensors that a message names
 def read_config(name: str | Path) -> Any:
     """The Transformers configuration of a folder, a config file or a hub name.
 
-    Raises `InputError` for what is no
-    configuration, or one of a model that cannot be trained from.
+    Raises `InputError` for what is no configuration, or one of a model that cannot be trained from.
     """
     if _file(name, ADAPTER_CONFIG_NAME) is not None:
         raise InputError(
@@ -220,7 +219,7 @@ def _types(files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
 def _has_own_head(config: Any, files: Mapping[str, Path], pickled: Mapping[str, Tensor]) -> bool:
     """Whether the files have two tensors that differ, of which the configuration makes one."""
     family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if family is None or not config.get_text_config().tie_word_embeddings:
+    if family is None or not getattr(config.get_text_config(), "tie_word_embeddings", False):
         return False
     prefix = f"{family.base_model_prefix}."
     there = {tensor.removeprefix(prefix): tensor for tensor in files or pickled}

@@ -190,7 +190,13 @@ def load(
         lm = base_model.load(base, dtype, config)
     attention.attach(lm)
     if new_tokens and base is not None:
-        add_rows(lm, vocab_size, min(new_tokens))
+        try:
+            add_rows(lm, vocab_size, min(new_tokens))
+        except (NotImplementedError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"model family {lm.config.model_type!r} takes no new tokens ({reason(error)}); "
+                "choose another base"
+            ) from error
     if recompute:
         recompute.apply(lm)
     return lm

@@ -37,7 +37,7 @@ class OneToken:
         self.names = {module: name for name, module in lm.named_modules()}
         self.asked: list[Asked] = []
         self.dropout = 0.0
-        self._masks: dict[int, Any] = {}  # as they were made, by where they are in memory
+        self._masks: dict[int, Any] = {}  # by where they are in memory
 
     def attend(
         self,
@@ -59,8 +59,8 @@ class OneToken:
         return (out + query.mean(-1, keepdim=True)).transpose(1, 2).contiguous(), None
 
     def _rule(self, mask: Any) -> Any:
-        """What a mask was made by, if this is it or a view of it."""
-        if mask is None:
+        """What a mask was made by, if this is it or a view of it, and nobody has written to it."""
+        if mask is None or mask._version:
             return None
         if hasattr(mask, "rule"):
             self._masks[mask.data_ptr()] = mask

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gem_ds import base_model, dist
+from gem_ds import base_model, dist, ranks
 from gem_ds.config import TrainConfig
 from gem_ds.documents import CONTINUATION, PAIR, PLAIN
 from gem_ds.errors import InputError
@@ -50,7 +50,7 @@ def model_config(config: TrainConfig, manifest: Manifest) -> Any:
         disable_dropout(hf_config)
     if config.model:
         for note in base_model.check_files(config.model, hf_config):
-            if dist.rank() == 0:
+            if ranks.rank() == 0:  # they have not joined yet
                 print(f"WARNING: {note}", flush=True)
     longest = longest_document(hf_config)
     if manifest.row_length > longest:

@@ -40,6 +40,11 @@ def join(env: MutableMapping[str, str] = os.environ) -> None:
         env.setdefault(name, value)
 
 
+def rank(env: Mapping[str, str] = os.environ) -> int:
+    """Which this process is, also before the ranks have joined."""
+    return int(env.get("RANK", "0"))
+
+
 def size(env: Mapping[str, str] = os.environ) -> int:
     """The ranks of the run, once they have joined."""
     return int(env["WORLD_SIZE"])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from models import FAMILIES, tiny_model
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from gem_ds import hf_config, probe
-from gem_ds.attention import NAME, make_plan
+from gem_ds.attention import NAME, gem_attention, make_plan
 from gem_ds.errors import InputError
 
 MIXERS = r"where the GEM mask\s+(cannot|does not) reach"
@@ -130,13 +131,51 @@ def test_attention_in_chunks_is_refused_for_longer_documents():
         check(model, 17)
 
 
+@pytest.mark.parametrize("how", ["view", "copy", "written to"])
+def test_a_mask_is_the_one_that_was_asked_for(how):
+    """A family may slice its mask; what it computes itself would be lost."""
+    model = tiny_model()
+    attention = model.model.layers[0].self_attn
+    inner = attention.forward
+
+    def forward(*args, attention_mask=None, **kwargs):
+        if attention_mask is not None and how == "view":
+            attention_mask = attention_mask[:, :, :, : attention_mask.shape[-1]]
+        if attention_mask is not None and how == "copy":
+            attention_mask = attention_mask & attention_mask
+        if attention_mask is not None and how == "written to":
+            attention_mask.logical_and_(attention_mask)
+        return inner(*args, attention_mask=attention_mask, **kwargs)
+
+    attention.forward = forward
+    if how == "view":
+        check(model)
+    else:
+        with pytest.raises(InputError, match="makes an attention mask of its own"):
+            check(model)
+
+
 def test_positions_that_depend_on_the_whole_stream_are_found():
     model = tiny_model()
     rotary = model.model.rotary_emb
     inner = rotary.forward
-    rotary.forward = lambda x, position_ids: inner(x, position_ids * (1 + position_ids.max() // 10))
-    with pytest.raises(InputError, match=r"computes its logits otherwise|see each other"):
+    rotary.forward = lambda x, position_ids: inner(x, position_ids * (1 + position_ids.max() // 6))
+    with pytest.raises(InputError, match="computes its logits otherwise"):
         check(model)
+
+
+def test_documents_that_see_each_other_are_found():
+    """In attention itself: the token before a document's first is one of another."""
+    model = tiny_model()
+
+    def leaking(module, q, k, v, mask, gem_plan=None, **how):
+        out, _ = gem_attention(module, q, k, v, mask, gem_plan=gem_plan, **how)
+        return out + 0.01 * out.roll(1, dims=1), None
+
+    AttentionInterface.register("leaking", leaking)
+    AttentionMaskInterface.register("leaking", lambda *_, **__: None)
+    with pytest.raises(InputError, match="lets packed documents see each other"):
+        probe.check(model, 128, "leaking", make_plan(probe.BOUNDS, "dense"))
 
 
 def test_weights_that_are_not_finite_are_found():
