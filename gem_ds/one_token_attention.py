@@ -37,7 +37,6 @@ class OneToken:
         self.names = {module: name for name, module in lm.named_modules()}
         self.asked: list[Asked] = []
         self.dropout = 0.0
-        self._masks: dict[int, Any] = {}  # by where they are in memory
 
     def attend(
         self,
@@ -50,7 +49,7 @@ class OneToken:
         **how: Any,
     ) -> tuple[Tensor, None]:
         """(1, T, N, H of the values)."""
-        rule = self._rule(attention_mask)
+        rule = _rule(attention_mask)
         more = tuple(key for key, value in how.items() if value is not None and key not in KNOWN)
         self.asked.append(Asked(self.names[module], rule, sliding_window, more))
         self.dropout = max(self.dropout, how.get("dropout") or 0.0)
@@ -58,13 +57,12 @@ class OneToken:
         out = out.repeat_interleave(query.shape[1] // out.shape[1], 1)
         return (out + query.mean(-1, keepdim=True)).transpose(1, 2).contiguous(), None
 
-    def _rule(self, mask: Any) -> Any:
-        """What a mask was made by, if this is it or a view of it, and nobody has written to it."""
-        if mask is None or mask._version:
-            return None
-        if hasattr(mask, "rule"):
-            self._masks[mask.data_ptr()] = mask
-        return getattr(self._masks.get(mask.data_ptr()), "rule", None)
+
+def _rule(mask: Any) -> Any:
+    """What a mask was made by, if this is it or a view of it, and nobody has written to it."""
+    if mask is None or mask._version:
+        return None
+    return getattr(mask if mask._base is None else mask._base, "rule", None)
 
 
 def _attend(
