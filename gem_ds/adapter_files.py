@@ -1,6 +1,6 @@
 """Adapters as tensors of a checkpoint: told apart from the base, merged into it, or written as
 `peft` writes them. Weights are computed when they are looked up (`lazy`). Adapters at work in a
-model are the business of `adapters`.
+model are in `adapters`.
 
 Shapes: C in and D out of a linear layer, R rank, k summary tokens.
 """

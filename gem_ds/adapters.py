@@ -4,7 +4,7 @@ An adapter at summary tokens is `peft`'s activated LoRA (arXiv 2504.12397) for s
 documents. `peft` itself switches it on from the invocation tokens to the end of each batch row;
 here it is on at the stream's summary positions and nowhere else, so that every other token is
 computed exactly as in the base. Creating, switching and loading adapters live here; the summary
-tokens' rows are those of `model`, and writing files is the business of `adapter_files`.
+tokens' rows are those of `model`, and writing files is in `adapter_files`.
 
 Shapes: T tokens in the stream, G documents with k summary tokens each, N = G k of them, C in and D
 out of a linear layer.

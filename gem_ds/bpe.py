@@ -32,7 +32,7 @@ def texts_in(names: Sequence[str], field: str = "text") -> Iterator[str]:
             except Skip as skip:
                 if str(skip) != EMPTY:
                     where = f"{found[block.part].path}, line {record.line}"
-                    raise InputError(f"{where}: {skip}; mend or remove the line") from None
+                    raise InputError(f"{where}: {skip}; correct or remove the line") from None
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

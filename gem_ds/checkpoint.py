@@ -3,7 +3,7 @@
 ``checkpoints/step-N`` holds DeepSpeed's files, the Transformers configuration under ``model/`` and
 ``gem.json``: what a run must agree with to continue, what wrote it, and the size and sha256 of
 every other file. The folder gets its name when it is complete, and ``checkpoints/latest`` names the
-one to go on from. How they are written is the business of `saving`; how one is read on another
+one to go on from. How they are written is in `saving`; how one is read on another
 number of ranks, of `elastic`.
 """
 

@@ -4,7 +4,7 @@ Row order is a seeded permutation of the row ids of each epoch (the shards may h
 follow one another); a step takes a constant number of rows whatever the number of ranks, so the
 state of the data is one number: the step. Micro-batch m of a step holds the same rows on one rank
 or on many; rank r takes its stride of them. What a micro-batch is, `batches` says; reading shards
-is the business of `shards`.
+is in `shards`.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -4,7 +4,7 @@ A step is one flat stream of one token a text, in the same attention and with th
 switch as everything else here, so that a model embeds and writes in turns without being changed.
 Texts come and go between steps. Their first tokens go through the model as a stream of plain
 documents. Transformers' caches are for batches that begin and end together. Which token follows is
-the business of `decoding`, which text is next that of `serving_batches`.
+in `decoding`, and `serving_batches` decides which text is next.
 
 Shapes: B texts, R rows of the cache, L places in a row, T tokens in the stream, N heads, G heads of
 keys and values, H head size, V vocabulary.

@@ -10,7 +10,7 @@
 A text too long for a row becomes several documents, cut where a sentence or line ends if one does
 in the second half of the room. Each begins with bos, as a text that is to be embedded does; only
 the last ends with eos, because the text ends there and not before (each reconstruction ends with
-it). How documents come to share a row is `packing`'s business.
+it). `packing` decides which documents share a row.
 """
 
 from collections import Counter

@@ -2,7 +2,7 @@
 values.
 
 The keys are those of the installed DeepSpeed's own models, and the constants with which it reads
-the sections that have none. Filling the JSON is the business of `ds_json`.
+the sections that have none. Filling the JSON is in `ds_json`.
 """
 
 import difflib

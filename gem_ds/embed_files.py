@@ -1,6 +1,6 @@
 """Files of texts to files of vectors or of memories, in parts, by one process or several.
 
-Parts, and what several processes do of them, are the business of `bulk`.
+Parts, and what several processes do of them, are in `bulk`.
 """
 
 import os

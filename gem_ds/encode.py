@@ -2,7 +2,7 @@
 
 A batch is one stream of whole documents ``bos text | summary``, the same layout and attention as
 in training, so that any number of summary tokens and either summary attention gives what was
-trained. Loading a model folder and tokenizing are the business of `export` and `tokenization`.
+trained. Loading a model folder and tokenizing are in `export` and `tokenization`.
 
 Shapes: T tokens in the stream, D documents, N texts, k summary tokens, C hidden size.
 """

@@ -1,4 +1,4 @@
-"""The training loop: from a configuration to checkpoints. Building a run is `build`'s business."""
+"""The training loop: from a configuration to checkpoints. `build` makes a run ready."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """A model's scores on tasks of mteb, in mteb's own format and cache.
 
-Which tasks those are and where their data lies is the business of `eval_tasks`.
+Which tasks those are and where their data lies is in `eval_tasks`.
 """
 
 import fcntl

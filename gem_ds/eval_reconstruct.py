@@ -1,6 +1,6 @@
 """What summary tokens hold of a text: written back from their keys and values alone, by length.
 
-The paper's Appendix B. Compressing and decoding themselves are the business of `memories`.
+The paper's Appendix B. Compressing and decoding themselves are in `memories`.
 """
 
 import json

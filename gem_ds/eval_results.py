@@ -3,7 +3,7 @@
 A folder of results is mteb's cache, ``results/MODEL/REVISION/``, and beside it the same two levels
 under ``items/`` (scores of single pairs and queries), ``lm/`` and ``reconstruct/``. The revision is
 a digest of the model's files, so results of different models never mix, whatever their names. What
-is measured is the business of `eval_mteb`, `eval_lm` and `eval_reconstruct`.
+is measured is in `eval_mteb`, `eval_lm` and `eval_reconstruct`.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """mteb's tasks by name, on data from the hub or from a folder, and tasks of the user's own.
 
 A task of one's own is a folder with ``task.json`` and the data as mteb's datasets have it; which
-files and columns those are stands in `FORMS`. Running tasks is the business of `eval_mteb`.
+files and columns those are stands in `FORMS`. Running tasks is in `eval_mteb`.
 """
 
 import json

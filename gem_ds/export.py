@@ -4,7 +4,7 @@
 emits them. ``model-embed/`` is the same weights as a SentenceTransformers folder, which puts the
 summary tokens behind every text. One folder could not be both: pooling configuration in the root
 makes servers choose pooling, and a tokenizer that appends a token shifts the scoring of
-continuations. Reading weights out of DeepSpeed's files is the business of `checkpoint`, writing
+continuations. Reading weights out of DeepSpeed's files is in `checkpoint`, writing
 them of `export_weights`, ``model-embed/`` of `export_embed` and the cards of `model_card`.
 """
 

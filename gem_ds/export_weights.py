@@ -1,7 +1,7 @@
 """Writing a model's weights as sharded safetensors, a shard at a time.
 
 Tensors are looked up, cast and written one after another, so that memory holds one output shard and
-what a tensor is computed from. Where the weights come from is the business of `checkpoint`.
+what a tensor is computed from. Where the weights come from is in `checkpoint`.
 
 A family whose files name or cut its tensors otherwise than the model in memory does (mixtures of
 experts) is written as its files are, which Transformers does here, a decoder layer at a time.

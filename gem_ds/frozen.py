@@ -1,7 +1,7 @@
 """The base model as a second model beside the one that is trained, frozen, in an engine of its own.
 
 It lies as the trained model's parameters do: partitioned over the ranks under ZeRO-3, whole on
-every rank otherwise. What it serves for is the business of `reference`.
+every rank otherwise. What it serves for is in `reference`.
 
 Shapes: N reference tokens, n of a chunk, C hidden size, V vocabulary.
 """

@@ -1,6 +1,6 @@
 """Looking at a finished folder of shards: statistics, their picture, and a row as text.
 
-Whether everything is as it was written is `verification`'s business.
+`verification` checks that everything is as it was written.
 """
 
 import re

@@ -8,7 +8,7 @@ A document is four boundaries in a stream of tokens,
 so the prefix is ``[start, summary)``, the k summary tokens are ``[summary, suffix)`` and the suffix
 is ``[suffix, end)``. A plain document has no summary tokens and no suffix:
 ``summary = suffix = end``. Positions, targets and the places of embeddings are computed from the
-boundaries and stored nowhere. Reading and writing layouts is the business of `shards`, the
+boundaries and stored nowhere. Reading and writing layouts is in `shards`, the
 attention rule that of `masks`.
 
 Shapes: T tokens in the stream, D documents, k summary tokens.

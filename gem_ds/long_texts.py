@@ -1,7 +1,7 @@
 """Texts that somebody gives as the documents ``bos text | summary`` that a model embeds.
 
 What of a text is no valid Unicode is refused here, and what a model has no room for is cut or read
-in windows. The texts of a corpus are the business of `texts` and `documents`.
+in windows. The texts of a corpus are in `texts` and `documents`.
 
 Shapes: N texts, D documents, k summary tokens.
 """

@@ -1,6 +1,6 @@
 """One text's memory, what its summary tokens hold, and its file.
 
-Computing memories is the business of `memories`, decoding from them that of `decoding`.
+Computing memories is in `memories`, decoding from them that of `decoding`.
 
 Shapes: N heads of keys, k summary tokens, H head size.
 """

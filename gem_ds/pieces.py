@@ -3,7 +3,7 @@
 A document of fewer than `SHORT` tokens is one problem with a small mask, and many of similar length
 are a batch. The segments (`segments`) of a longer one are runs over slices of the stream, without a
 copy. Where the queries are those at summary tokens and in suffixes alone, all documents are in
-batches. Computing them is the business of `sdpa`.
+batches. Computing them is in `sdpa`.
 
 Shapes: T tokens in the stream, N heads, B documents of a batch of at most L tokens, Q queries,
 K keys.

@@ -1,7 +1,7 @@
 """A run before it starts: memory, traffic, speed and cost of a way to train, and which way is best.
 
 `evaluate` says what one way needs; `best` compares those that are open (ZeRO stage, offload, rows a
-micro-batch) by predicted speed. What to change where none fits is the business of `plan_advice`,
+micro-batch) by predicted speed. What to change where none fits is in `plan_advice`,
 how a plan is told that of `plan_report`, the DeepSpeed JSON that of `plan_files`.
 """
 

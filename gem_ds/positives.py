@@ -12,7 +12,7 @@ the stream as another document, so no positive attends what it is compared with.
 
 A pair of crops is drawn from each stretch of `crop_every` tokens of a text; the spans may overlap.
 So many times its two sides are drawn of a pair, of a long side another span each time.
-Which negatives a positive meets is `contrastive`'s business.
+`contrastive` decides which negatives a positive meets.
 """
 
 import hashlib

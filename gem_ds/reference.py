@@ -2,7 +2,7 @@
 
 Reference tokens are those that the base computes as well as the trained model does: all tokens of
 plain documents and of the prefixes of GEM documents, which attend text alone. For the base they are
-a stream of their own, of plain documents. The base itself is the business of `frozen`.
+a stream of their own, of plain documents. The base itself is in `frozen`.
 
 Shapes: T tokens in the trained model's stream, S in the base's, N reference tokens, n of a chunk,
 C hidden size, V vocabulary.

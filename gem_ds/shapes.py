@@ -1,7 +1,7 @@
 """The shapes of decoder-only models: sizes, and every parameter in the order in which it is used.
 
-Read from a ``config.json`` alone, no weights and no Transformers. What a plan does with them is the
-business of `flops`, `memory` and `communication`. A family is here if its parameters were compared
+Read from a ``config.json`` alone, no weights and no Transformers. What a plan does with them is
+in `flops`, `memory` and `communication`. A family is here if its parameters were compared
 with those of Transformers' model.
 """
 

@@ -1,6 +1,6 @@
 """What a plan is about and what it says: a job, a way to do it, and the figures of both.
 
-Computing them is the business of `plan`.
+Computing them is in `plan`.
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,6 +1,6 @@
 """What a plan needs to know of a DeepSpeed JSON: how ZeRO spreads a model over ranks.
 
-The JSON itself is the business of `ds_json`, and what DeepSpeed would not understand in it that of
+The JSON itself is in `ds_json`, and what DeepSpeed would not understand in it that of
 `ds_keys`. Sizes of buckets are in elements, as in the JSON.
 """
 
