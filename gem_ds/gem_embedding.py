@@ -269,8 +269,7 @@ class GemEmbedding(nn.Module):
         if room < 1:
             raise ValueError(f"max_seq_length is {self.max_seq_length}; no text has room in it")
         texts = [(prompt or "") + text for text in inputs]
-        if not self.backend.encode_special_tokens:  # a copy of a tokenizer has forgotten it
-            self.backend.encode_special_tokens = True
+        self.backend.encode_special_tokens = True  # a copy of a tokenizer has forgotten it
         encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         rows = [torch.tensor([*bos, *text.ids[:room], *summary]) for text in encoded]
         ids_BT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=summary[-1])
