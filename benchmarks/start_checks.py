@@ -3,8 +3,8 @@
     python benchmarks/start_checks.py
 
 A random model of the shape of Llama 3.2 1B is written to a folder once, and then loaded as a run
-loads it, several times: its files are looked at, its weights read, the model tried, and rows for
-summary tokens made.
+loads it, several times: its files and values are looked at, its weights read, the model tried,
+and rows for summary tokens made.
 """
 
 import statistics
@@ -22,6 +22,7 @@ from gem_ds.errors import run
 from gem_ds.flags import Parser, whole
 
 VOCABULARY, SUMMARY_TOKENS = 128_256, 8
+CHECKS = "files checked", "values checked", "model tried"
 
 
 def write_base(folder: Path) -> None:
@@ -51,6 +52,8 @@ def load(folder: Path, dtype: torch.dtype, seconds: dict[str, list[float]]) -> N
     config = timed(seconds, "configuration", lambda: base_model.read_config(folder))
     timed(seconds, "files checked", lambda: base_model.check_files(folder, config))
     lm = timed(seconds, "weights read", lambda: base_model.load(folder, dtype, config))
+    timed(seconds, "values checked", lambda: base_model.not_finite(lm))
+    seconds["weights read"][-1] -= seconds["values checked"][-1]  # `load` has just done so too
     timed(seconds, "model tried", lambda: attention.attach(lm))
     n_rows = VOCABULARY + SUMMARY_TOKENS
     timed(seconds, "rows made", lambda: model.add_rows(lm, n_rows, VOCABULARY))
@@ -68,7 +71,7 @@ def main() -> None:
             for _ in range(args.rounds):
                 load(Path(folder), dtype, seconds)
             parts = {part: statistics.median(times) for part, times in seconds.items()}
-            checks = parts["files checked"] + parts["model tried"]
+            checks = sum(parts[part] for part in CHECKS)
             rest = sum(parts.values()) - checks
             told = ", ".join(f"{part} {value:.2f} s" for part, value in parts.items())
             print(f"{dtype}: {told}; checks {100 * checks / rest:.1f} % of the rest", flush=True)

@@ -105,7 +105,7 @@ def load(name: str | Path, dtype: torch.dtype | str, config: Any = None) -> Any:
     make this model, and for weights that are NaN or infinite.
     """
     lm, _ = _load(name, config, dtype=dtype)
-    damaged = {tensor for found in dist.gather(_not_finite(lm)) for tensor in found}
+    damaged = {tensor for found in dist.gather(not_finite(lm)) for tensor in found}
     if damaged:
         raise InputError(
             f"{name} has values that are not finite (NaN or infinite) in {_some(damaged)}; get it "
@@ -114,7 +114,7 @@ def load(name: str | Path, dtype: torch.dtype | str, config: Any = None) -> Any:
     return lm
 
 
-def _not_finite(lm: Any) -> list[str]:
+def not_finite(lm: Any) -> list[str]:
     """The weights with values that are NaN or infinite, in what this rank has of them."""
     parts = ((name, getattr(p, "ds_tensor", p).detach()) for name, p in lm.named_parameters())
     # A sum of any such value is none that is finite, and is much faster than asking each.

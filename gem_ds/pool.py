@@ -67,15 +67,19 @@ def run(
     failures: list[str] = []
 
     def start(item: Item) -> _Worker[Item]:
-        try:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(task, theirs))
-            process.start()
-        except (OSError, EOFError) as error:  # too many files or processes
-            raise InputError(
-                f"no more than {len(busy)} worker processes could be started ({error}); give "
-                "fewer --workers"
-            ) from error
+        for tries in range(1, RETRIES + 2):
+            try:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(task, theirs))
+                process.start()
+                break
+            except (OSError, EOFError) as error:
+                died = isinstance(error, EOFError | ConnectionError)  # what forks: another comes
+                if not died or tries > RETRIES:  # too many files or processes
+                    raise InputError(
+                        f"no more than {len(busy)} worker processes could be started ({error}); "
+                        "give fewer --workers"
+                    ) from error
         theirs.close()  # so that the pipe ends with the process
         return _Worker(process, ours, item)
 

@@ -4,7 +4,9 @@ torchrun and DeepSpeed's launcher set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR 
 SLURM's srun has names of its own; a process without a launcher is the only one.
 """
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 from collections.abc import Mapping, MutableMapping
@@ -57,9 +59,12 @@ def local_size(env: Mapping[str, str] = os.environ) -> int:
 
 
 def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    """Any of `_PORTS` but one in use: two runs that start at once take different ones."""
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return str(port)
+    raise InputError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free; set MASTER_PORT")
 
 
 def _tasks_here(env: MutableMapping[str, str]) -> str:

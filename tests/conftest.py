@@ -1,6 +1,7 @@
 """Fixtures that several test modules use."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def family_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a family's tokenizer, by the family's name; do not write in it."""
     return tokenizer_families.save(request.param, tmp_path_factory.mktemp("family") / request.param)
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_is_left() -> Iterator[None]:
+    """A test that makes this process a rank would give its port to the runs of later tests."""
+    yield
+    assert "RANK" not in os.environ, "run what joins the ranks in a process of its own"
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

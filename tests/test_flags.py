@@ -2,12 +2,14 @@
 
 import argparse
 import ast
+import os
 import re
 import runpy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
 from runs import ROOT
@@ -44,7 +46,7 @@ def parser_in(script: str, parsers: dict[str, Parser], patch: pytest.MonkeyPatch
         patch.setattr(Parser, "print_help", lambda parser: parsers.setdefault(script, parser))
         patch.setattr(sys, "argv", [script, "--help"])
         patch.syspath_prepend(str((ROOT / script).parent))
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit), mock.patch.dict(os.environ):  # it may become a rank's
             runpy.run_path(str(ROOT / script), run_name="__main__")
         patch.undo()
     return parsers[script]

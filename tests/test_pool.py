@@ -7,8 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,16 @@ def test_another_exception_keeps_its_traceback(heard: Heard, tmp_path: Path) -> 
 def test_a_worker_that_dies_idle_is_replaced(heard: Heard, tmp_path: Path) -> None:
     assert sorted(heard.run(functools.partial(kill_the_idle, folder=tmp_path), [0, 1])) == [0, 1]
     assert all((tmp_path / str(item)).read_text() == "x" for item in (0, 1))
+
+
+def test_workers_start_though_what_forks_them_is_killed(heard: Heard, tmp_path: Path) -> None:
+    forkserver._forkserver.ensure_running()
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(pid, signal.SIGSTOP)
+    killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))  # as it is asked for a worker
+    killer.start()
+    assert sorted(heard.run(functools.partial(note, folder=tmp_path), [1, 2])) == [1, 2]
+    killer.join()
 
 
 def test_too_many_workers(heard: Heard, tmp_path: Path) -> None:

@@ -161,7 +161,9 @@ def test_flags_that_the_text_names_exist() -> None:
     prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", prose))
     assert named
-    assert named - flags() == {"--help", "--num_gpus"}, "of argparse and of DeepSpeed's launcher"
+    assert named - flags() == {"--help", "--debug", "--num_gpus"}, (
+        "of all commands, and DeepSpeed's"
+    )
 
 
 def test_files_that_the_text_names_exist() -> None:
