@@ -7,7 +7,7 @@ import torch
 from deepspeed.utils import set_z3_leaf_module
 from transformers.integrations import HfDeepSpeedConfig
 
-from gem_ds import adapters, attention, ds_keys, fusing, model, probe, tokenization
+from gem_ds import adapters, attention, ds_keys, extensions, fusing, model, probe, tokenization
 from gem_ds.config import TrainConfig
 from gem_ds.contrastive import ContrastiveOptions
 from gem_ds.errors import InputError
@@ -50,7 +50,7 @@ def build_engine(
         betas=(config.beta1, config.beta2),
         fused=True,
     )
-    with ds_keys.refusing(config.deepspeed):
+    with ds_keys.refusing(config.deepspeed), extensions.warning_of_locks():
         engine, *_ = deepspeed.initialize(model=gem, optimizer=optimizer, config=ds_config)
     del partitioned
     engine.train()

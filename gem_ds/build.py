@@ -23,6 +23,7 @@ from gem_ds import (
     dist,
     ds_keys,
     elastic,
+    extensions,
     fusing,
     preflight,
     ranks,
@@ -211,7 +212,8 @@ def _start_process(config: TrainConfig) -> torch.device:
     # Beside the watchdog's timeout, which is for steps.
     minutes = max(JOINING_MINUTES, 2 * config.timeout_minutes)
     try:
-        deepspeed.init_distributed(timeout=timedelta(minutes=minutes))
+        with extensions.warning_of_locks():
+            deepspeed.init_distributed(timeout=timedelta(minutes=minutes))
     except torch.distributed.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise

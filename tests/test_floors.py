@@ -20,7 +20,7 @@ FLOORS = {
     1: """hf_config forward small_model one_token_attention probe dist metrics masks picture
           kernels pieces sdpa flex attention objectives contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
-          checkpoint saving elastic health record run_folder ds_keys bulk""",
+          checkpoint saving elastic health record extensions run_folder ds_keys bulk""",
     2: """base_model adapter_files adapters fusing model frozen merge gem_config
           gem_embedding export_weights
           export_embed model_card export encode memories memory_files decoding
