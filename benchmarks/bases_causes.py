@@ -53,6 +53,8 @@ def judge_family(case: Case, lm: Any, base: Base) -> None:
         base.blame("vocabulary")
     if case.recipe == "lossless" and not _takes_adapters(lm):
         base.blame("adapter")
+    if case.recipe == "lossless" and sum(isinstance(m, nn.Embedding) for m in lm.modules()) > 1:
+        base.blame("tokens beside their embeddings")  # or of positions: those are no reason
 
 
 @torch.no_grad()

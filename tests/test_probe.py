@@ -1,6 +1,7 @@
 """What a model is tried for before it is trained or used, on tiny random models."""
 
 import pytest
+import tiny_families
 import torch
 from models import FAMILIES, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -207,3 +208,21 @@ def test_no_more_layers_run_than_show_one_of_each_kind():
     kinds = model.config.layer_types
     assert len(set(kinds)) == 2
     assert ran == set(range(1 + kinds.index("full_attention")))
+
+
+def check_embeddings(family):
+    model = tiny_families.tiny_model(tiny_families.tiny_config(family))
+    tiny_families.randomize(model)
+    before = model.get_input_embeddings().weight.clone()
+    model.set_attn_implementation(NAME)
+    try:
+        probe.check_embeddings(model, make_plan(probe.BOUNDS, "dense"))
+    finally:
+        assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_families_that_read_tokens_beside_their_embeddings_are_refused(family):
+    check_embeddings("llama")
+    with pytest.raises(InputError, match=f"'{family}' reads tokens beside their embeddings"):
+        check_embeddings(family)
