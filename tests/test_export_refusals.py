@@ -38,7 +38,7 @@ def test_a_failing_export_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_embed, "write", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"could not be written \(No space"):
         export_tiny(tokenizer_dir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
