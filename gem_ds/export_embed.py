@@ -71,8 +71,9 @@ def shared(output: Path, gem: GemConfig) -> dict[Path, Path]:
         weights = [path for pattern in WEIGHTS for path in model.glob(pattern)]
         return {folder / path.name: path for path in (*weights, model / "config.json")}
     parts = ["model", adapter_files.FOLDER] if gem.adapter else ["model"]
-    files = (path for part in parts for path in (output / part).iterdir() if path.is_file())
-    return {folder / path.parent.name / path.name: path for path in files}
+    files = (path for part in parts for path in (output / part).iterdir())
+    kept = (path for path in files if gem_seal.is_sealed(path) or path.name == gem_seal.SEAL)
+    return {folder / path.parent.name / path.name: path for path in kept}
 
 
 def share(output: Path, gem: GemConfig) -> None:

@@ -32,6 +32,7 @@ def check_path(name: str | Path, cure: str) -> None:
     if not there.is_dir():
         raise InputError(f"there is no folder {name}: {there} is a file; {cure}")
     near = difflib.get_close_matches(lost, sorted(p.name for p in there.iterdir()), 1)
-    hint = f", but a {near[0]}; is that the one?" if near else f"; {cure}"
-    where = "" if there == Path() else f" in {there}"
-    raise InputError(f"there is no folder {name}: no {lost}{where}{hint}")
+    why = "" if path == Path(lost) else f": {there} has no {lost}"
+    raise InputError(
+        f"there is no folder {name}{why}; {f'is it {there / near[0]}?' if near else cure}"
+    )

@@ -14,6 +14,7 @@ from gem_ds import (
     files,
     gem_embedding,
     gem_seal,
+    names,
     sealing,
     tokenization,
 )
@@ -30,6 +31,7 @@ def verify(folder: Path) -> list[str]:
 
     Raises `InputError` for the first file that differs, and where nothing is sealed.
     """
+    names.check_path(folder, GIVE)
     parts = [folder, folder / "model", folder / export_embed.FOLDER]
     sealed = [part for part in parts if (part / gem_seal.SEAL).exists()]
     if not sealed:
@@ -51,6 +53,7 @@ def reseal(folder: Path) -> list[str]:
     is in no export. Raises `InputError` for files that make no model, and where those of
     ``model-embed/`` were changed otherwise than those of ``model/``.
     """
+    names.check_path(folder, GIVE)
     if (folder.parent / _MODULES).is_file() or (folder.parent / "model" / GEM_CONFIG).is_file():
         folder = folder if (folder / _MODULES).is_file() else folder.parent
     known: sealing.Known = {}
