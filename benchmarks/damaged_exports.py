@@ -116,7 +116,7 @@ def cost(work: Path, repeats: int) -> None:
     """What the check is of loading an export of 1.2 billion parameters on this CPU, in bf16."""
     write_base(work / "base")
     lm = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.bfloat16)
-    bpe.save(bpe.train(TEXTS * 50, 300), work / "tok")
+    bpe.save(bpe.train(TEXTS * 50, 280), work / "tok")
     vocab, summary = tokenization.add_summary_tokens(tokenization.load(work / "tok"), 1)
     tokenization.save(vocab, work / "tokenizer")
     weights = {n: x for n, x in lm.state_dict().items() if n not in lm.all_tied_weights_keys}
