@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exports import export_adapter, export_tiny
+from exports import export_adapter, export_tiny, unseal
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -229,20 +229,11 @@ def test_the_cache_forgets_folders_that_are_gone(tmp_path: Path, cache: Path) ->
 
 
 def test_an_export_from_before_seals_loads_with_a_warning(copy: Path, capsys) -> None:
-    unseal(copy)
+    unseal(copy, sealed=None, base_digest=None)
     GemModel.from_pretrained(copy)
     told = capsys.readouterr().err
     assert told.count("has no gem_seal.json") == 1
     assert f"launch/export.py --reseal {copy / 'model'}" in told
-
-
-def unseal(folder: Path) -> None:
-    for path in folder.rglob("gem_seal.json"):
-        path.unlink()
-    for path in (folder / "model", folder / "model-embed" / "model"):
-        told = json.loads((path / "gem_config.json").read_text())
-        del told["sealed"], told["base_digest"]
-        (path / "gem_config.json").write_text(json.dumps(told))
 
 
 @pytest.mark.parametrize(
