@@ -62,6 +62,8 @@ def building(place: Path) -> Iterator[Path]:
         else:
             made.rename(place)
     except OSError as error:
+        if error.filename and str(temporary) not in str(error.filename):
+            raise  # of a file that is read
         why = error.strerror or reason(error)
         raise InputError(
             f"{place} could not be written ({why}), and nothing is left of it; make room, or "

@@ -120,20 +120,20 @@ def _read(path: Path) -> dict[str, Memory]:
             layers = range(len(file.keys()) // 2)
             keys = [file.get_tensor(f"keys.{layer}") for layer in layers]
             values = [file.get_tensor(f"values.{layer}") for layer in layers]
-    except (SafetensorError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
+        return {
+            name: Memory(
+                tuple(x[i] for x in keys),
+                tuple(x[i] for x in values),
+                told["n_tokens"][i],
+                told["positions"][i],
+                told["next_tokens"][i],
+                told["model"],
+            )
+            for i, name in enumerate(told["ids"])
+        }
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{path} is damaged ({reason(error)}); compress the texts again"
         ) from error
-    return {
-        name: Memory(
-            tuple(x[i] for x in keys),
-            tuple(x[i] for x in values),
-            told["n_tokens"][i],
-            told["positions"][i],
-            told["next_tokens"][i],
-            told["model"],
-        )
-        for i, name in enumerate(told["ids"])
-    }

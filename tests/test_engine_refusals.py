@@ -133,14 +133,15 @@ def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, t
     assert "sharding did not finish" in one_error(*flags, "--shards", broken)
     assert not (tmp_path / "run").exists()
 
-    path = broken / "tokenizer" / "tokenizer.json"
-    shutil.copy(made / "shards" / "manifest.json", broken)
+    swapped = tmp_path / "swapped"
+    shutil.copytree(made / "shards", swapped)
+    path = swapped / "tokenizer" / "tokenizer.json"
     told = json.loads(path.read_text())
     vocab = told["model"]["vocab"]
     one, other = list(vocab)[100:102]
     vocab[one], vocab[other] = vocab[other], vocab[one]
     path.write_text(json.dumps(told))
-    message = one_error(*flags, "--shards", broken)
+    message = one_error(*flags, "--shards", swapped)
     assert f"{path.parent} is not the tokenizer that the shards were written with" in message
     assert not (tmp_path / "run").exists()
 

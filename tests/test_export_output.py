@@ -1,6 +1,5 @@
 """Where an export can be written, that a killed one leaves nothing for ever, and a full disk."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -73,11 +72,11 @@ def test_what_cannot_be_replaced_is_refused(tmp_path: Path, make, name, message)
         export_output.check(tmp_path / "out" / name, tmp_path / "out" / "run")
 
 
-@pytest.mark.skipif(not os.getuid(), reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    with pytest.raises(InputError, match="cannot be written"):
-        export_output.check(tmp_path / "new" / "out")
+def test_a_disk_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(InputError, match=f"{disk} cannot be written"):
+            export_output.check(disk / "new" / "out")
 
 
 def test_what_killed_exports_left_is_removed(tmp_path: Path) -> None:
