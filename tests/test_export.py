@@ -276,3 +276,14 @@ def test_a_real_run_is_exported_by_step(tokenizer_dir: Path, tmp_path: Path) -> 
     assert not torch.equal(_logits(exported[1], IDS), _logits(exported[2], IDS))
     with pytest.raises(InputError, match="no checkpoint of step 7"):
         export.export_run(run, 7, tmp_path / "out", torch.float32)
+    with pytest.raises(InputError, match="step-00000001, which is exported"):
+        export.export_run(run, 1, run / "checkpoints/step-00000001/out", torch.float32)
+    path = run / "tokenizer" / "tokenizer.json"
+    told = json.loads(path.read_text())
+    one, other = list(told["model"]["vocab"])[100:102]
+    vocab = told["model"]["vocab"]
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    path.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="is not the tokenizer that the run was trained with"):
+        export.export_run(run, 1, tmp_path / "out", torch.float32)
+    assert not (tmp_path / "out").exists()
