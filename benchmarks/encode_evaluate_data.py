@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from gem_ds import adapter_files, adapters, bpe, tokenization
-from gem_ds.export import export
+from gem_ds.export import SHARD_GB, export
 from gem_ds.gem_config import GemConfig
 
 TOPICS = {
@@ -172,7 +172,9 @@ metadata:
     return "small_choice"
 
 
-def tiny_export(folder: Path, k: int = 1, adapter: bool = False, seed: int = 0) -> Path:
+def tiny_export(
+    folder: Path, k: int = 1, adapter: bool = False, seed: int = 0, shard_gb: float = SHARD_GB
+) -> Path:
     """A random Llama of two layers with `k` summary tokens, exported as a run's end would be."""
     work = folder.parent / f"{folder.name}-work"
     rng = random.Random(2)
@@ -205,5 +207,5 @@ def tiny_export(folder: Path, k: int = 1, adapter: bool = False, seed: int = 0) 
         weights, lora = adapter_files.separated(dict(lm.state_dict()))
         beside = adapter_files.Adapter(lora, 16.0)
     about = (weights, config, work / "tokenizer", gem, folder, torch.float32)
-    export(*about, adapter=beside)
+    export(*about, adapter=beside, shard_gb=shard_gb)
     return folder

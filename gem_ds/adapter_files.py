@@ -5,7 +5,6 @@ model are in `adapters`.
 Shapes: C in and D out of a linear layer, R rank, k summary tokens.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from gem_ds.lazy import Lazy, changed, digest, renamed
+from gem_ds import tensor_file
+from gem_ds.errors import InputError
+from gem_ds.lazy import Lazy, changed, renamed
 
 NAME = "default"  # peft's, of a model's only adapter
 FOLDER = "adapter"  # beside the exported model
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class Adapter:
     lora: Mapping[str, Tensor]
     alpha: float
 
-    def write(self, folder: Path, summary_tokens: Sequence[int], dtype: torch.dtype) -> str:
-        """Write a new `folder` as `peft` does, as an activated LoRA of the summary tokens; a digest
-        of it."""
+    def write(self, folder: Path, summary_tokens: Sequence[int], dtype: torch.dtype) -> None:
+        """Write a new `folder` as `peft` does, as an activated LoRA of the summary tokens.
+
+        Raises `InputError` for values that are not finite.
+        """
         folder.mkdir()
         names = sorted({name.split(".")[-3] for name in self.lora})
         rank = next(len(tensor) for name, tensor in self.lora.items() if ".lora_A." in name)
@@ -41,9 +44,18 @@ class Adapter:
         config.inference_mode = True
         config.save_pretrained(str(folder))
         tensors = {f"base_model.model.{n}": t.to(dtype).contiguous() for n, t in self.lora.items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        lines = [digest(name, tensor) for name, tensor in sorted(tensors.items())]
-        return hashlib.sha256("\n".join([*lines, f"alpha {self.alpha}"]).encode()).hexdigest()
+        check_finite(tensors)
+        tensor_file.save(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `InputError` for a tensor with values that are NaN or infinite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"{name} has values that are not finite (NaN or infinite), as of a run whose loss "
+                "diverged; export an earlier checkpoint (--step)"
+            )
 
 
 def lora_config(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gem_ds.adapter_files import NAME, lora_config
+from gem_ds.adapter_files import CONFIG, NAME, WEIGHTS, lora_config
 from gem_ds.draws import folded
 from gem_ds.errors import InputError, reason
 
@@ -121,14 +121,26 @@ def switch(lm: Any) -> None:
 def put_on(lm: Any, adapter: Path) -> None:
     """Put the adapter of an export on its model, on at summary positions.
 
-    Raises `InputError` where the adapter's folder is missing.
+    Raises `InputError` where the adapter's files are missing or damaged.
     """
-    if not (adapter / "adapter_config.json").is_file():
+    for name in (CONFIG, WEIGHTS):  # in place of the latter peft would read a pickled one
+        if not (adapter / name).is_file():
+            raise InputError(
+                f"this model embeds with an adapter, but there is no {name} in {adapter}; "
+                "put the folder adapter/ of the same export beside model/"
+            )
+    try:
+        PeftModel.from_pretrained(lm, str(adapter), autocast_adapter_dtype=False)
+    except Exception as error:  # of damaged files, of another model's: of any kind
         raise InputError(
-            f"this model embeds with an adapter, but there is none in {adapter}; "
-            "put the folder adapter/ of the same export beside model/"
-        )
-    PeftModel.from_pretrained(lm, str(adapter), autocast_adapter_dtype=False)
+            f"the adapter in {adapter} cannot be loaded ({reason(error)}); copy the export again"
+        ) from error
+    for name, parameter in lm.named_parameters():
+        if ".lora_" in name and not parameter.isfinite().all():
+            raise InputError(
+                f"the adapter in {adapter} has values that are not finite (NaN or infinite), in "
+                f"{name}; copy the export again"
+            )
     switch(lm)
 
 

@@ -30,6 +30,7 @@ from gem_ds import (
     record,
     run_folder,
     shapes,
+    verification,
 )
 from gem_ds.assemble import build_engine, dtype_of
 from gem_ds.batches import BatchOptions
@@ -37,7 +38,7 @@ from gem_ds.config import TrainConfig
 from gem_ds.data import Loader
 from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.errors import InputError
-from gem_ds.manifest import Manifest
+from gem_ds.manifest import TOKENIZER, Manifest
 from gem_ds.objectives import Schedule
 from gem_ds.positives import PositiveOptions
 from gem_ds.shards import Shards
@@ -79,6 +80,7 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     config.check(n_ranks)
     shards = Shards(config.shards)
     manifest = shards.manifest
+    verification.tokenizer(shards)
     preflight.check_objective(config, manifest)
     hf_config = preflight.model_config(config, manifest)
     hidden_size = hf_config.get_text_config().hidden_size
@@ -111,7 +113,7 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     started = record.environment()
     if dist.rank() == 0:
         folder = Path(config.output)
-        shutil.copytree(Path(config.shards) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+        _copy_tokenizer(shards, folder)
         resolved = {"config": asdict(config), "deepspeed": ds_config, "manifest": manifest.digest}
         record.write(folder, first_step, started, {**resolved, "attention": backend})
         precision = str(dtype_of(ds_config)).removeprefix("torch.")
@@ -147,6 +149,13 @@ def _naming_lost_ranks() -> Iterator[None]:
         if not dist.is_lost(error):
             raise
         raise InputError("another rank ended before the run began; see its own message") from error
+
+
+def _copy_tokenizer(shards: Shards, folder: Path) -> None:
+    """Files, but not their modes, which are those that the umask gives."""
+    (folder / TOKENIZER).mkdir(exist_ok=True)
+    for path in filter(Path.is_file, (shards.folder / TOKENIZER).iterdir()):
+        shutil.copyfile(path, folder / TOKENIZER / path.name)
 
 
 def _batch_options(
@@ -259,6 +268,7 @@ def _state(config: TrainConfig, manifest: Manifest, engine: Any) -> dict[str, An
         "rows_per_step": config.rows_per_step,
         "seed": config.seed,
         checkpoint.RECORD: {
+            "tokenizer_sha256": manifest.tokenizer_sha256,
             "world_size": dist.world_size(),
             "zero_stage": engine.zero_optimization_stage(),
             "config": asdict(config),

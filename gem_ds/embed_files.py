@@ -49,6 +49,7 @@ def embed(
     settings: Settings = Settings(),
     batch_tokens: int = 8192,
     part: int = bulk.PART,
+    verify: bool = False,
 ) -> None:
     """Write the vectors of a file of texts to a .npy or .parquet, or to standard output.
 
@@ -58,7 +59,7 @@ def embed(
     if output != STDOUT:
         vector_files.check(Path(output))
     _check_alone(source, output)
-    encoder = Encoder.from_pretrained(model, device, _dtype(settings.dtype))
+    encoder = Encoder.from_pretrained(model, device, _dtype(settings.dtype), verify=verify)
 
     def vectors(texts: Sequence[Text]) -> Vectors:
         return encoder.encode(
@@ -91,6 +92,7 @@ def compress(
     dtype: str | None = None,
     batch_tokens: int = 8192,
     part: int = bulk.PART,
+    verify: bool = False,
 ) -> None:
     """Write the memories of a file of texts, by their ids, to a folder or one .safetensors file."""
     device = _meet()
@@ -100,7 +102,7 @@ def compress(
     if not path.parent.is_dir():
         raise InputError(f"--output {path}: there is no folder {path.parent}; make it")
     _check_alone(source, output)
-    gem = GemModel.from_pretrained(model, device, _dtype(dtype))
+    gem = GemModel.from_pretrained(model, device, _dtype(dtype), verify)
 
     def write(file: Path, texts: Sequence[Text]) -> None:
         made = gem.compress([text.text for text in texts], batch_tokens)

@@ -20,5 +20,6 @@ def parser(description: str | None) -> Parser:
         choices=["float32", "bfloat16"],
         help="what the model computes in; a GPU the weights' own, a CPU float32",
     )
+    add("--verify", action="store_true", help="hash the whole model, not at its first load alone")
     add("--batch-tokens", type=whole(1), default=8192, metavar="N", help="tokens at once")
     return found

@@ -30,7 +30,7 @@ from gem_ds import (
 from gem_ds.attention import Backend, Choice
 from gem_ds.contrastive import Aggregation, aggregate
 from gem_ds.errors import InputError
-from gem_ds.gem_config import GemConfig, find_export, read_gem_config
+from gem_ds.gem_config import GemConfig, open_export
 from gem_ds.hf_config import longest_document
 from gem_ds.layout import Bounds
 from gem_ds.long_texts import LongTexts, Read, head, read
@@ -90,6 +90,8 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
+    if not base_model.tensor_files(folder):  # Transformers would read pickled ones
+        raise InputError(f"{folder} has no weights in safetensors files; copy the export again")
     return base_model.load(folder, dtype or "auto").to(device).eval()
 
 
@@ -132,14 +134,15 @@ class Encoder:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         attention: Choice = "auto",
+        verify: bool = False,
     ) -> "Encoder":
-        """Load an export (`gem_config.find_export`), without the head that generates.
+        """Load an export (`gem_config.open_export`), without the head that generates.
 
         Without `device` the GPU is taken if there is one; without `dtype` a GPU computes in the
-        weights' own and a CPU in float32. Raises `InputError` for what is no export.
+        weights' own and a CPU in float32. Raises `InputError` for what is no export, or not as it
+        was exported.
         """
-        folder = find_export(name)
-        gem = read_gem_config(folder)
+        folder, gem = open_export(name, verify)
         lm = load(folder, device, dtype)
         if gem.adapter:
             put_on_adapter(lm, folder)

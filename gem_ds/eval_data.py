@@ -39,6 +39,8 @@ def check_hub(needed: Iterable[Needed], data: Path | None) -> None:
 
     Raises `InputError` for the first that cannot.
     """
+    if data and not data.is_dir():
+        raise InputError(f"there is no folder --data {data}; name the one that holds the data")
     wanted = list(needed)
     seen: set[tuple[str, str | None]] = set()
     for dataset in wanted:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gem_ds import adapter_files
+from gem_ds import adapter_files, gem_seal, names
 from gem_ds.errors import InputError
 from gem_ds.files import replacing, sha256
-from gem_ds.gem_config import GEM_CONFIG, read_gem_config
+from gem_ds.gem_config import GEM_CONFIG, check_seal, open_export
 
 Unit = TypeVar("Unit")
 
@@ -40,19 +40,23 @@ class Candidate:
 
 
 def candidate(folder: Path) -> Candidate:
-    """The model in a folder; reads all of its files once, for the digest.
+    """The model in a folder; reads all of its files, for the digest and to compare with its seal.
 
-    Raises `InputError` for a folder that is neither an export nor one of SentenceTransformers.
+    Raises `InputError` for a folder that is neither an export nor one of SentenceTransformers, or
+    that is not as it was exported.
     """
+    names.check_path(folder, "name an export or a SentenceTransformers folder with --model")
     folder = folder.resolve()
     if (folder / GEM_CONFIG).is_file():
         folder = folder.parent
     is_export = (folder / "model" / GEM_CONFIG).is_file()
     if is_export:
-        adapted = read_gem_config(folder / "model").adapter
+        adapted = open_export(folder, verify=True)[1].adapter
         parts = ["model", adapter_files.FOLDER] if adapted else ["model"]
         files = [path for part in parts for path in (folder / part).rglob("*")]
     elif (folder / "modules.json").is_file():
+        if (folder / gem_seal.SEAL).exists():
+            check_seal(folder, whole=True)
         files = list(folder.rglob("*"))
     else:
         raise InputError(

@@ -5,15 +5,13 @@ emits them. ``model-embed/`` is the same weights as a SentenceTransformers folde
 summary tokens behind every text. One folder could not be both: pooling configuration in the root
 makes servers choose pooling, and a tokenizer that appends a token shifts the scoring of
 continuations. Reading weights out of DeepSpeed's files is in `checkpoint`, writing
-them of `export_weights`, ``model-embed/`` of `export_embed` and the cards of `model_card`.
+them in `export_weights`, ``model-embed/`` in `export_embed`, the cards in `model_card`, and what
+keeps the files as they were written in `sealing`.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,20 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from gem_ds import adapter_files, export_embed, export_weights, merge, model_card, tokenization
+from gem_ds import (
+    adapter_files,
+    base_names,
+    export_embed,
+    export_output,
+    export_weights,
+    merge,
+    model_card,
+    sealing,
+    tokenization,
+)
 from gem_ds.errors import InputError
 from gem_ds.export_embed import write_json
-from gem_ds.gem_config import GEM_CONFIG, GemConfig
+from gem_ds.gem_config import GemConfig
 from gem_ds.lazy import renamed
 from gem_ds.model_card import Provenance
 from gem_ds.tokenization import Vocabulary
@@ -48,20 +56,24 @@ def export_run(
     is the run's own, or `base` where that has moved. Weights go from the checkpoint's files into
     those of the export tensor by tensor: memory holds about an output shard, and as much of mapped
     files. `scores` are measured figures for the model card, a JSON file. Raises `InputError` if
-    there is no checkpoint, if the base is not this model's, or as `export` does.
+    there is no checkpoint, if the base is not this model's, if the tokenizer is not the one that
+    the run was trained with, or as `export` does.
     """
     from gem_ds import checkpoint  # DeepSpeed takes seconds to import; readers of exports need none
 
     folder = checkpoint.find(run, step)
-    _check_output(output)  # before the weights are read, which takes minutes for a large model
+    # Before the weights are read, which takes minutes for a large model.
+    export_output.check(output, folder)
     shard_bytes = _bytes_of(shard_gb)
     state = checkpoint.read_state(folder)
     mode, _, alpha = state.get("adapter") or (None, 0, 0.0)
     told = json.loads((run / "run.json").read_text())["config"]
+    made_from = base or told["model"] or told["config"]
     gem = GemConfig(
         summary_tokens=tuple(state["summary_tokens"]),
         summary_attention=state["summary_attention"],
-        base=told["model"] or told["config"],
+        base=base_names.name_of(told["model"] or told["config"]),
+        base_digest=base_names.digest_of(made_from),
         step=state["step"],
         manifest=state["manifest"],
         aggregation=state["aggregation"],
@@ -77,6 +89,7 @@ def export_run(
         raise InputError(f"{run} has trained an adapter beside its base; drop --merge-base")
     about = model_card.provenance(run, gem.step, base or told["model"], scores)
     vocab = tokenization.load(run / "tokenizer")
+    _check_tokenizer(vocab, state)
     opened = merge.open_base(source, config, vocab) if source else None
     weights: Mapping[str, Tensor] = checkpoint.load_weights(folder, shard_bytes)
     adapter = None
@@ -100,6 +113,18 @@ def _bytes_of(shard_gb: float) -> int:
     if not shard_gb > 0:
         raise InputError(f"--shard-gb {shard_gb} is no size; give gigabytes above 0")
     return max(1, round(shard_gb * 1e9))
+
+
+def _check_tokenizer(vocab: Vocabulary, state: Mapping[str, Any]) -> None:
+    """Refuse another tokenizer than the shards'; older runs do not tell which that was."""
+    from gem_ds import checkpoint
+
+    trained = state[checkpoint.RECORD].get("tokenizer_sha256")
+    if trained not in (None, tokenization.fingerprint(vocab)):
+        raise InputError(
+            f"{vocab.source} is not the tokenizer that the run was trained with; copy tokenizer/ "
+            "from the folder of its shards"
+        )
 
 
 def _base_of(told: Mapping[str, Any], base: str | None, share: float) -> str | None:
@@ -131,10 +156,10 @@ def export(
     `weights` are named as in the Transformers model of `config`; a tied head's alias may be absent.
     Each is looked up once and not kept. They go into files of at most `shard_gb` gigabytes. Without
     summary tokens a text file in the place of ``model-embed`` says why there is none. `output`
-    appears complete or not at all. Raises `InputError` if it exists and is not empty, or if
-    weights, config and tokenizer do not belong together.
+    appears complete or not at all. Raises `InputError` if it exists and is not empty or cannot be
+    written, if weights are not finite, or if weights, config and tokenizer do not belong together.
     """
-    _check_output(output)
+    place = export_output.check(output)
     shard_bytes = _bytes_of(shard_gb)
     vocab = tokenization.load(tokenizer_folder)
     if tuple(tokenization.summary_ids(vocab)) != gem.summary_tokens:
@@ -143,30 +168,22 @@ def export(
             f"{tokenization.summary_ids(vocab)}, the checkpoint {list(gem.summary_tokens)}; "
             "export with the tokenizer of the same run"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.parent / f".{output.name}.{os.getpid()}" / output.name
-    try:
-        model = temporary / "model"
-        model.mkdir(parents=True)
+    with export_output.building(place) as folder:
+        model = folder / export_output.MODEL
+        model.mkdir()
         lm = _without_memory(config, dtype)
-        digests = [export_weights.write(model, weights, lm, dtype, shard_bytes)]
+        export_weights.write(model, weights, lm, dtype, shard_bytes)
         _write_configs(model, lm, vocab, gem, generation_config)
-        shutil.copytree(tokenizer_folder, model, dirs_exist_ok=True)
+        for file in filter(Path.is_file, tokenizer_folder.iterdir()):
+            shutil.copyfile(file, model / file.name)  # with the mode that the umask gives
         if adapter is not None:
-            folder = temporary / adapter_files.FOLDER
-            digests.append(adapter.write(folder, gem.summary_tokens, dtype))
-        gem = replace(gem, fingerprint=_fingerprint(digests, vocab, gem))
-        write_json(model / GEM_CONFIG, asdict(gem))
-        export_embed.write(temporary, vocab, gem)
-        model_card.write(temporary, gem, about or Provenance())
-        temporary.replace(output)  # onto nothing or an empty folder
-    finally:
-        shutil.rmtree(temporary.parent, ignore_errors=True)
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not empty; name another --output or remove it")
+            adapter.write(folder / adapter_files.FOLDER, gem.summary_tokens, dtype)
+        known: sealing.Known = {}
+        gem = sealing.seal_model(model, gem, known)
+        export_embed.write(folder, vocab, gem)
+        if (folder / export_embed.FOLDER).is_dir():
+            sealing.seal_embed(folder / export_embed.FOLDER, known)
+        model_card.write(folder, gem, about or Provenance())
 
 
 def _without_memory(config: Any, dtype: torch.dtype) -> Any:
@@ -198,15 +215,3 @@ def _write_configs(
     }
     generation = {**generation_config, "suppress_tokens": sorted(suppressed)}
     write_json(folder / "generation_config.json", generation)
-
-
-def _fingerprint(digests: list[str], vocab: Vocabulary, gem: GemConfig) -> str:
-    """sha256 of all that decides what the exported model computes."""
-    settings = {
-        "weights": digests,
-        "tokenizer": tokenization.fingerprint(vocab),
-        "summary_tokens": gem.summary_tokens,
-        "summary_attention": gem.summary_attention,
-        "aggregation": gem.aggregation,
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

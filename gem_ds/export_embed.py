@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
-from gem_ds import adapter_files, gem_embedding
+from gem_ds import adapter_files, gem_embedding, gem_seal
 from gem_ds.gem_config import GemConfig
 from gem_ds.hf_config import longest_document
 from gem_ds.tokenization import Vocabulary
@@ -27,6 +27,7 @@ from gem_ds.tokenization import Vocabulary
 FOLDER = "model-embed"
 REFUSED = "model-embed.txt"
 WHY_NOT = "This model was trained without summary tokens, so it generates but cannot embed.\n"
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _MODULE = "sentence_transformers.models"  # the oldest spelling, which all readers know
 
 
@@ -42,18 +43,50 @@ def needs_own_code(folder: Path) -> bool:
     return (folder / gem_embedding.SETTINGS).is_file()
 
 
+def carry_code(folder: Path) -> None:
+    """Put the code of the module into a ``model-embed/`` that needs it."""
+    for module in (gem_embedding, gem_seal):
+        shutil.copyfile(str(module.__file__), folder / Path(str(module.__file__)).name)
+
+
 def write(output: Path, vocab: Vocabulary, gem: GemConfig) -> None:
     """Write the folder in `output`, where ``model/`` and, if `gem` says so, ``adapter/`` are, or
     the text file that says why there is none."""
     folder = output / FOLDER
     if not gem.summary_tokens:
         (output / REFUSED).write_text(WHY_NOT)
-    elif is_stock(gem):
-        folder.mkdir()
+        return
+    folder.mkdir()
+    share(output, gem)
+    if is_stock(gem):
         _write_stock(output / "model", folder, vocab, gem)
     else:
-        folder.mkdir()
         _write_own(output, folder, vocab, gem)
+
+
+def shared(output: Path, gem: GemConfig) -> dict[Path, Path]:
+    """Files that the folder shares with ``model/`` and ``adapter/``, by where it has them."""
+    folder, model = output / FOLDER, output / "model"
+    if is_stock(gem):
+        weights = [path for pattern in WEIGHTS for path in model.glob(pattern)]
+        return {folder / path.name: path for path in (*weights, model / "config.json")}
+    parts = ["model", adapter_files.FOLDER] if gem.adapter else ["model"]
+    files = (path for part in parts for path in (output / part).iterdir())
+    kept = (path for path in files if gem_seal.is_sealed(path) or path.name == gem_seal.SEAL)
+    return {folder / path.parent.name / path.name: path for path in kept}
+
+
+def share(output: Path, gem: GemConfig) -> None:
+    """Link these files into the folder, in place of those that it has."""
+    folder = output / FOLDER
+    for part in ("model", adapter_files.FOLDER):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    for path in (path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        path.unlink()
+    for target, source in shared(output, gem).items():
+        target.parent.mkdir(exist_ok=True)
+        target.unlink(missing_ok=True)
+        link(source, target)
 
 
 def _write_stock(model: Path, folder: Path, vocab: Vocabulary, gem: GemConfig) -> None:
@@ -62,9 +95,6 @@ def _write_stock(model: Path, folder: Path, vocab: Vocabulary, gem: GemConfig) -
     Pooling and module names are written in their oldest spelling, which every version of
     SentenceTransformers, text-embeddings-inference and vLLM reads.
     """
-    for file in (*model.glob("*.safetensors"), *model.glob("*.safetensors.index.json")):
-        link(file, folder / file.name)
-    shutil.copy2(model / "config.json", folder)
     config = AutoConfig.from_pretrained(model).get_text_config()
     _write_tokenizer(model, folder, vocab, gem.summary_tokens)
     _write_modules(
@@ -87,14 +117,12 @@ def _write_stock(model: Path, folder: Path, vocab: Vocabulary, gem: GemConfig) -
 
 
 def _write_own(output: Path, folder: Path, vocab: Vocabulary, gem: GemConfig) -> None:
-    """The module's code and settings, and the export that it reads."""
+    """The module's code and settings."""
     alpha = None
-    for part in ("model", *([adapter_files.FOLDER] if gem.adapter else [])):
-        shutil.copytree(output / part, folder / part, copy_function=link)
     if gem.adapter:
-        adapter = folder / adapter_files.FOLDER / "adapter_config.json"
+        adapter = folder / adapter_files.FOLDER / adapter_files.CONFIG
         alpha = json.loads(adapter.read_text())["lora_alpha"]
-    shutil.copy2(gem_embedding.__file__, folder / f"{gem_embedding.NAME}.py")
+    carry_code(folder)
     config = AutoConfig.from_pretrained(output / "model").get_text_config()
     settings = {
         "bos": [] if vocab.bos_token_id is None else [vocab.bos_token_id],
@@ -103,6 +131,7 @@ def _write_own(output: Path, folder: Path, vocab: Vocabulary, gem: GemConfig) ->
         "aggregation": gem.aggregation,
         "lora_alpha": alpha,
         "max_seq_length": longest_document(config),
+        "sealed": True,
     }
     write_json(folder / gem_embedding.SETTINGS, settings)
     _write_modules(
@@ -141,7 +170,7 @@ def _write_tokenizer(
     backend = Tokenizer.from_str(vocab.backend.to_str())
     before = [] if vocab.bos_token_id is None else [vocab.bos_token_id]
     backend.post_processor = gem_embedding.template(backend, before, summary_tokens)
-    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
     config = json.loads((model / "tokenizer_config.json").read_text())
     config.pop("chat_template", None)
     config["padding_side"] = config["truncation_side"] = "right"

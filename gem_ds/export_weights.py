@@ -7,7 +7,6 @@ A family whose files name or cut its tensors otherwise than the model in memory 
 experts) is written as its files are, which Transformers does here, a decoder layer at a time.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,24 +15,24 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from gem_ds import tensor_file
+from gem_ds.adapter_files import check_finite
 from gem_ds.errors import InputError
-from gem_ds.lazy import digest
 
 PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def write(
     folder: Path, weights: Mapping[str, Tensor], lm: Any, dtype: torch.dtype, shard_bytes: int
-) -> str:
-    """Write the weights of the Transformers model `lm` (without memory) in `dtype`; their digest.
+) -> None:
+    """Write the weights of the Transformers model `lm` (without memory) in `dtype`.
 
-    No shard has more than `shard_bytes`, unless a tensor has. The digest is of names, shapes, types
-    and values, whatever the shards. Raises `InputError` if the weights are not those of the model.
+    No shard has more than `shard_bytes`, unless a tensor has. Raises `InputError` if the weights
+    are not those of the model, or not finite.
     """
     expected = _expected(weights, lm, dtype)
     on_disk = revert_weight_conversion(lm, expected)
@@ -54,15 +53,14 @@ def write(
         max_shard_size=shard_bytes,
     )
     waiting: dict[str, dict[str, Tensor]] = {name: {} for name in split.filename_to_tensors}
-    digests = []
     for name, tensor in _converted(weights, lm, groups, expected, as_in_memory):
         file = split.tensor_to_filename[name]
         shard = waiting[file]
         shard[name] = tensor
-        digests.append(digest(name, tensor))
+        check_finite({name: tensor})
         del tensor  # the shard alone holds it
         if len(shard) == len(split.filename_to_tensors[file]):
-            save_file(shard, folder / file, metadata={"format": "pt"})
+            tensor_file.save(shard, folder / file, metadata={"format": "pt"})
             del waiting[file], shard
     assert not waiting, f"never complete: {sorted(waiting)}"
     if split.is_sharded:
@@ -71,7 +69,6 @@ def write(
         index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True)
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text + "\n")
-    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 def _expected(weights: Mapping[str, Tensor], lm: Any, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Embedding with summary tokens in SentenceTransformers, whatever their number, their attention and
-the adapter. Exports carry a copy of this file, which needs PyTorch, Transformers, tokenizers and
-safetensors, and nothing of the project that wrote it.
+the adapter. Exports carry a copy of this file and of `gem_seal`, which need PyTorch, Transformers,
+tokenizers and safetensors, and nothing of the project that wrote them.
 
 A text becomes ``bos text summary``, padded on the right. Text that spells a control token stays
 text. Summary tokens see the text and themselves ("isolated") or each other causally too; adapters
@@ -24,6 +24,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
+
+from .gem_seal import SEAL, read_settings
 
 NAME = "gem_embedding"
 SETTINGS = "gem_embedding.json"
@@ -172,9 +174,10 @@ class GemEmbedding(nn.Module):
         lora: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.settings = model, settings
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self.backend = tokenizer  # apart from `tokenizer`, whose calls change its settings
-        self.settings = settings
         self.tokenizer = TextTokenizer(tokenizer, settings)
         self.lora = nn.ParameterDict()
         for name, tensor in (lora or {}).items():
@@ -209,54 +212,51 @@ class GemEmbedding(nn.Module):
         cls,
         model_name_or_path: str,
         subfolder: str = "",
-        token: bool | str | None = None,
-        cache_folder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
         model_kwargs: dict[str, Any] | None = None,
-        **_: Any,
+        **how: Any,
     ) -> "GemEmbedding":
-        """Load from a folder or the hub, as SentenceTransformers asks a module to."""
+        """Load from a folder or the hub; `ValueError` for files that are not as sealed."""
         folder = Path(model_name_or_path)
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
-            where = {"revision": revision, "cache_dir": cache_folder, "token": token}
-            where |= {"local_files_only": local_files_only}
+            where = {name: how.get(name) for name in ("revision", "token", "local_files_only")}
+            where["cache_dir"] = how.get("cache_folder")
             folder = Path(snapshot_download(model_name_or_path, **where))
         folder = folder / subfolder
-        chosen = {"dtype": "auto", **(model_kwargs or {})}
+        told = read_settings(folder, SETTINGS)
+        chosen = {"dtype": "auto", "use_safetensors": True, **(model_kwargs or {})}
         if chosen.setdefault("attn_implementation", NAME) != NAME:
-            raise ValueError(
-                f"attn_implementation is {chosen['attn_implementation']!r}, but this model embeds "
-                "with an attention of its own; leave it out"
-            )
-        model = transformers.AutoModel.from_pretrained(folder / "model", **chosen)
-        tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        settings = json.loads((folder / SETTINGS).read_text())
-        lora = None
-        if settings["lora_alpha"] is not None:
-            tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
-            lora = {name: tensor.to(model.device, model.dtype) for name, tensor in tensors.items()}
-        return cls(model, tokenizer, settings, lora)
+            named = f"attn_implementation is {chosen['attn_implementation']!r}"
+            raise ValueError(f"{named}, but this model embeds with its own; leave it out")
+        adapter = folder / "adapter" / "adapter_model.safetensors"
+        try:
+            model = transformers.AutoModel.from_pretrained(folder / "model", **chosen)
+            tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
+            lora = load_file(adapter) if told["lora_alpha"] is not None else {}
+        except Exception as error:  # of damaged files: of any kind
+            raise ValueError(f"cannot load {folder}: {error}; copy the export again") from error
+        lora = {name: tensor.to(model.device, model.dtype) for name, tensor in lora.items()}
+        return cls(model, tokenizer, told, lora)
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Write what `load` reads; SentenceTransformers puts this file beside it."""
         folder = Path(output_path)
+        (folder / SEAL).unlink(missing_ok=True)  # of other files than these
         self.model.save_pretrained(folder / "model")
         self.backend.save(str(folder / "model" / "tokenizer.json"))
-        (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2) + "\n")
+        told = self.settings | {"sealed": False}
+        (folder / SETTINGS).write_text(json.dumps(told, indent=2) + "\n")
         if self.lora:
             (folder / "adapter").mkdir(exist_ok=True)
             tensors = {n.replace("/", "."): p.detach().cpu() for n, p in self.lora.items()}
             save_file(tensors, folder / "adapter" / "adapter_model.safetensors")
+        for path in folder.glob("*/*.safetensors"):  # by default its owner alone may read them
+            path.chmod((folder / SETTINGS).stat().st_mode)
 
     def get_embedding_dimension(self) -> int:
-        k = len(self.settings["summary_tokens"])
-        size = int(self.model.config.get_text_config().hidden_size)
-        return size * (k if self.settings["aggregation"] == "concat" else 1)
+        k = len(self.settings["summary_tokens"]) if self.settings["aggregation"] == "concat" else 1
+        return k * int(self.model.config.get_text_config().hidden_size)
 
     get_sentence_embedding_dimension = get_embedding_dimension  # its older name
 

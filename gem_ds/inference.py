@@ -22,7 +22,7 @@ from gem_ds import decoding, encode, forward, long_texts, memories, tokenization
 from gem_ds.decoding import Sampling
 from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
-from gem_ds.gem_config import GemConfig, find_export, read_gem_config
+from gem_ds.gem_config import GemConfig, open_export
 from gem_ds.hf_config import longest_document
 from gem_ds.long_texts import LongTexts
 from gem_ds.memory_files import Memory
@@ -57,15 +57,16 @@ class GemModel:
         name: str | Path,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        verify: bool = False,
     ) -> "GemModel":
         """Load an export folder, the ``model/`` in it, or a hub repository of one.
 
         Without `device` the GPU is taken if there is one; without `dtype` a GPU computes in the
-        weights' own and a CPU in float32. Raises `InputError` for what is no export, or was trained
-        without summary tokens.
+        weights' own and a CPU in float32. With `verify` all files are hashed, as at the first load
+        on a machine. Raises `InputError` for what is no export, is not as it was exported, or was
+        trained without summary tokens.
         """
-        folder = find_export(name)
-        gem = read_gem_config(folder)
+        folder, gem = open_export(name, verify)
         lm = encode.load(folder, device, dtype)
         return cls(lm, tokenization.load(folder), gem, folder)
 

@@ -22,6 +22,7 @@ from gem_ds import folders, json_documents, stores
 from gem_ds.compression import COMPRESSIONS
 from gem_ds.errors import InputError
 from gem_ds.folders import LeftOut
+from gem_ds.names import check_path
 from gem_ds.streams import Stream
 
 JSONL, JSON, CSV, PARQUET, ARROW, TEXT = "jsonl", "json", "csv", "parquet", "arrow", "text"
@@ -181,6 +182,7 @@ def _look(path: str, form: str) -> Input:
     if form == STREAMED:
         name, _, _ = dataset_parts(path)
         if not _in_folder(path):
+            check_path(name, "give dataset:NAME with a folder, or a name on the hub")
             return Input(path, form, None, 0, _commit(name))
         return Input(path, form, None, *_folder_state(name))
     if form == SAVED:

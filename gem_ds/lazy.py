@@ -1,13 +1,10 @@
 """Tensors by name that are computed when they are asked for, so that a model is never whole in
-memory; and what identifies a tensor. What one is computed from lives with who asks: `partitions`,
-`adapter_files`, `merge`.
+memory. What one is computed from lives with who asks: `partitions`, `adapter_files`, `merge`.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-import torch
 from torch import Tensor
 
 
@@ -44,10 +41,3 @@ def changed(
         return changes[name](weights[name]) if name in changes else weights[name]
 
     return Lazy({name: partial(compute, name) for name in weights})
-
-
-def digest(name: str, tensor: Tensor) -> str:
-    """A line that says what a tensor is: its name, type, shape and the sha256 of its values."""
-    values = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-    about = f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-    return f"{about} {hashlib.sha256(values.data).hexdigest()}"

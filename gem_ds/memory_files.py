@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from gem_ds.errors import InputError
+from gem_ds import tensor_file
+from gem_ds.errors import InputError, reason
 from gem_ds.files import replacing
 
 FORMAT = "gem_ds memories 1"
@@ -87,7 +87,8 @@ def write(memories: Mapping[str, Memory], path: str | Path) -> None:
     }
     metadata = {"format": FORMAT, **{name: json.dumps(value) for name, value in told.items()}}
     with replacing(Path(path)) as partial:
-        save_file({n: x.cpu().contiguous() for n, x in tensors.items()}, partial, metadata)
+        tensors = {n: x.cpu().contiguous() for n, x in tensors.items()}
+        tensor_file.save(tensors, partial, metadata)
 
 
 def read(path: str | Path) -> dict[str, Memory]:
@@ -119,18 +120,20 @@ def _read(path: Path) -> dict[str, Memory]:
             layers = range(len(file.keys()) // 2)
             keys = [file.get_tensor(f"keys.{layer}") for layer in layers]
             values = [file.get_tensor(f"values.{layer}") for layer in layers]
-    except (SafetensorError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is damaged ({error}); compress the texts again") from error
-    return {
-        name: Memory(
-            tuple(x[i] for x in keys),
-            tuple(x[i] for x in values),
-            told["n_tokens"][i],
-            told["positions"][i],
-            told["next_tokens"][i],
-            told["model"],
-        )
-        for i, name in enumerate(told["ids"])
-    }
+        return {
+            name: Memory(
+                tuple(x[i] for x in keys),
+                tuple(x[i] for x in values),
+                told["n_tokens"][i],
+                told["positions"][i],
+                told["next_tokens"][i],
+                told["model"],
+            )
+            for i, name in enumerate(told["ids"])
+        }
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({reason(error)}); compress the texts again"
+        ) from error

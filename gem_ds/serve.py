@@ -27,7 +27,7 @@ def serve(config: ServeConfig) -> None:
 
     config.api_key()  # of what is wrong, this and the port show sooner than the model loads
     listening = _listen(config.host, config.port)
-    gem = GemModel.from_pretrained(config.model)
+    gem = GemModel.from_pretrained(config.model, verify=config.verify)
     gem.encode("Is it ready?")  # before the first request comes
     metrics = Metrics()
     worker = Worker(gem, config, metrics)

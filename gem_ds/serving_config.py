@@ -23,6 +23,7 @@ class ServeConfig:
 
     model: str = field(metadata={"help": "what launch/export.py wrote", "metavar": "FOLDER"})
     name: str = _flag("", "what requests call the model; default: the name of its folder")
+    verify: bool = _flag(False, "hash the whole model, not at its first load alone")
     host: str = _flag("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
     port: int = _flag(
         8000, "port to listen on; 0 for a free one, which is printed", whole(0, 65535)

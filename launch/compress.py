@@ -25,6 +25,7 @@ def main() -> None:
         args.output,
         args.dtype,
         args.batch_tokens,
+        verify=args.verify,
     )
 
 

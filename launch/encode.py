@@ -48,6 +48,7 @@ def main() -> None:
             long_texts=args.long_texts,
         ),
         args.batch_tokens,
+        verify=args.verify,
     )
 
 

@@ -5,11 +5,14 @@
 <output>/model generates (AutoModelForCausalLM, vLLM, lm-eval) and <output>/model-embed embeds
 (SentenceTransformers; with one summary token and without an adapter also text-embeddings-inference
 and vLLM's pooling runner). README.md tells of both.
+
+    python launch/export.py --verify exports/gem     # every file against its sha256
+    python launch/export.py --reseal exports/gem     # after a change that you have made yourself
 """
 
 from pathlib import Path
 
-from gem_ds.errors import run
+from gem_ds.errors import InputError, run
 from gem_ds.flags import Parser, real, whole
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -17,9 +20,19 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="the --output of launch/train.py")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="the --output of launch/train.py")
+    what.add_argument(
+        "--verify", type=Path, metavar="FOLDER", help="compare an export with its seal, whole"
+    )
+    what.add_argument(
+        "--reseal",
+        type=Path,
+        metavar="FOLDER",
+        help="seal an export as it is, and say what changed",
+    )
     parser.add_argument("--step", type=whole(0), help="default: the newest checkpoint")
-    parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
+    parser.add_argument("--output", type=Path, help="with --run: a folder that is not there yet")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: %(default)s")
     parser.add_argument(
         "--merge-base",
@@ -40,6 +53,16 @@ def main() -> None:
         "--scores", type=Path, metavar="FILE", help="measured figures for the model card, as JSON"
     )
     args = parser.parse_args()
+    folder = args.verify or args.reseal
+    if folder and parser.given.keys() - {"verify", "reseal"}:
+        raise InputError("--verify and --reseal take a folder and no other flags")
+    if not folder and not args.output:
+        raise InputError("--output is missing; name the folder to write")
+    if folder:
+        from gem_ds import reseal
+
+        print("\n".join((reseal.verify if args.verify else reseal.reseal)(folder)))
+        return
 
     import torch  # after the arguments, so that help comes at once
 

@@ -1,5 +1,6 @@
 """Tiny random models of real architectures, exported as a training run would."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,15 @@ def export_tiny(
     tokenizer = work / "tokenizer"
     export(weights, lm.config, tokenizer, gem, output, dtype, generation, shard_gb=shard_gb)
     return lm, output
+
+
+def unseal(folder: Path, **changes: Any) -> None:
+    """Make an export one that was never sealed, and change what its ``gem_config.json`` says."""
+    for path in folder.rglob("gem_seal.json"):
+        path.unlink()
+    path = folder / "model" / "gem_config.json"
+    told = json.loads(path.read_text()) | {"sealed": False} | changes
+    path.write_text(json.dumps({name: x for name, x in told.items() if x is not None}))
 
 
 def random_b(lm: Any) -> None:

@@ -53,8 +53,10 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)]
     if os.getuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a disk takes root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def write_file(path: Path, rows, row_length: int, epoch: int = 0):

@@ -193,7 +193,7 @@ def test_other_kinds_of_models_are_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         refused(tmp_path / name, message)
-    refused(tmp_path / "nowhere", "cannot read the model configuration of .*nowhere")
+    refused(tmp_path / "nowhere", "there is no folder .*nowhere")
 
 
 def test_the_longest_document_is_one_whose_positions_do_not_depend_on_others():

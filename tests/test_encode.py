@@ -1,6 +1,5 @@
 """Embeddings are those of plain Transformers, whatever the batch, the order and the text."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exports import TEXTS, export_tiny, run_tokenizer, tiny
+from exports import TEXTS, export_tiny, run_tokenizer, tiny, unseal
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
@@ -27,11 +26,6 @@ def exported(
 @pytest.fixture(scope="module")
 def llama(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_tiny(tokenizer_dir, tmp_path_factory.mktemp("llama"))[1]
-
-
-def rewrite_gem_config(folder: Path, **changes: Any) -> None:
-    path = folder / "model" / "gem_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("lengths", [[3, 9, 1, 9, 4, 12, 2], [1], [50], [7] * 5])
@@ -93,7 +87,7 @@ def test_several_summary_tokens_follow_the_rule(
     tokenizer_dir: Path, tmp_path: Path, attention: Any, backend: Any, aggregation: Any
 ) -> None:
     _, folder = export_tiny(tokenizer_dir, tmp_path, k=3, attention=attention)
-    rewrite_gem_config(folder, aggregation=aggregation)
+    unseal(folder, aggregation=aggregation)
     vectors = Encoder.from_pretrained(folder, attention=backend).encode(TEXTS)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     backbone = AutoModel.from_pretrained(folder / "model")
@@ -124,13 +118,10 @@ def test_cut_embeddings_are_unit_vectors_of_the_first_dimensions(llama: Path) ->
 
 def test_older_exports_are_means(llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llama, tmp_path / "older")
-    path = folder / "model" / "gem_config.json"
-    content = json.loads(path.read_text())
-    del content["aggregation"], content["dimensions"]
-    path.write_text(json.dumps(content))
+    unseal(folder, aggregation=None, dimensions=None)
     vectors = Encoder.from_pretrained(folder).encode(TEXTS)
     assert np.array_equal(vectors, Encoder.from_pretrained(llama).encode(TEXTS))
-    rewrite_gem_config(folder, aggregation="median")
+    unseal(folder, aggregation="median")
     with pytest.raises(InputError, match="aggregation 'median' is unknown"):
         Encoder.from_pretrained(folder)
 
@@ -230,9 +221,11 @@ def test_a_cpu_computes_in_fp32_unless_told_otherwise(tokenizer_dir: Path, tmp_p
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, llama: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere", llama / "model-embed"):
+    for folder in (tmp_path, llama / "model-embed"):
         with pytest.raises(InputError, match=r"has no gem_config\.json"):
             Encoder.from_pretrained(folder)
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
+        Encoder.from_pretrained(tmp_path / "nowhere")
 
 
 def test_a_model_without_summary_tokens_is_refused(tokenizer_dir: Path, tmp_path: Path) -> None:

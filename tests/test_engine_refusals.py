@@ -1,6 +1,7 @@
 """What a run refuses, and what it says where it ends early."""
 
 import dataclasses
+import json
 import os
 import resource
 import shutil
@@ -45,7 +46,7 @@ def test_contradictions_are_refused_with_a_cure(made, tokenizer_dir, tmp_path):
     llama_config(tmp_path / "short", positions=32)
     with pytest.raises(InputError, match=r"64 tokens, and .* takes at most 32 .*; shard with"):
         preflight.model_config(config_of(made, config=str(tmp_path / "short")), manifest)
-    with pytest.raises(InputError, match=r"cannot read the model configuration of .*nowhere"):
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
         preflight.model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
     other = save_tokenizer(tmp_path / "other", vocab_size=350)
     with pytest.raises(InputError, match=r"another tokenizer than the one .* was made with"):
@@ -132,6 +133,18 @@ def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, t
     assert "sharding did not finish" in one_error(*flags, "--shards", broken)
     assert not (tmp_path / "run").exists()
 
+    swapped = tmp_path / "swapped"
+    shutil.copytree(made / "shards", swapped)
+    path = swapped / "tokenizer" / "tokenizer.json"
+    told = json.loads(path.read_text())
+    vocab = told["model"]["vocab"]
+    one, other = list(vocab)[100:102]
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    path.write_text(json.dumps(told))
+    message = one_error(*flags, "--shards", swapped)
+    assert f"{path.parent} is not the tokenizer that the shards were written with" in message
+    assert not (tmp_path / "run").exists()
+
     flipped = tmp_path / "flipped"
     shutil.copytree(made / "shards", flipped)
     data = bytearray((flipped / "shard-00000.parquet").read_bytes())
@@ -161,7 +174,7 @@ def test_the_script_says_what_it_needs_and_one_sentence_of_what_is_wrong(made, t
             assert cure in one_error(*flags, *more, env=env)
         others = ("--shards", made / "shards", "--output", tmp_path / "run", "--deepspeed", wrong)
         assert "refuses stage" in one_error("--config", made / "tied", *others, env=env)
-        assert "cannot read the model" in one_error("--config", tmp_path / "none", *others, env=env)
+        assert "there is no folder" in one_error("--config", tmp_path / "none", *others, env=env)
 
     def little_room():  # what a full disk or a quota does, for files above a size
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))

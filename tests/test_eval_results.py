@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from encode_evaluate_data import tiny_export
+from exports import unseal
 
 from gem_ds.errors import InputError
 from gem_ds.eval_results import candidate, run_each, share_of, write_json
@@ -23,6 +24,12 @@ def test_the_revision_is_the_content_and_nothing_else(export, tmp_path):
     assert candidate(copy).revision == model.revision
     (copy / "model" / ".cache").write_text("x")
     assert candidate(copy).revision == model.revision
+    (copy / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"model/config\.json"):
+        candidate(copy)
+    shutil.copy(export / "model" / "config.json", copy / "model")
+    unseal(copy)
+    unsealed = candidate(copy).revision
     for name in (
         "model/model.safetensors",
         "model/gem_config.json",
@@ -33,9 +40,9 @@ def test_the_revision_is_the_content_and_nothing_else(export, tmp_path):
         path.write_bytes(
             whole[:-1] + bytes([whole[-1] ^ 1]) if name.endswith("s") else whole + b"\n"
         )
-        assert candidate(copy).revision != model.revision, name
+        assert candidate(copy).revision != unsealed, name
         path.write_bytes(whole)
-    assert candidate(copy).revision == model.revision
+    assert candidate(copy).revision == unsealed
 
 
 def test_a_folder_that_is_no_model_is_refused(export, tmp_path):

@@ -120,7 +120,7 @@ def test_gem_config_comes_back(exported: Any) -> None:
     _, folder = exported["llama"]
     found = read_gem_config(folder / "model")
     assert len(found.fingerprint) == 64
-    assert replace(found, fingerprint="") == gem_config((400,), "isolated")
+    assert replace(found, fingerprint="", sealed=False) == gem_config((400,), "isolated")
     with pytest.raises(InputError, match=r"model-embed has no gem_config\.json"):
         read_gem_config(folder / "model-embed")
 
@@ -267,7 +267,8 @@ def test_a_real_run_is_exported_by_step(tokenizer_dir: Path, tmp_path: Path) -> 
         checkpoint = export.export_run(run, asked, output, torch.float32)
         exported[step] = AutoModelForCausalLM.from_pretrained(output / "model")
         gem = read_gem_config(output / "model")
-        assert (gem.summary_tokens, gem.step, gem.base) == ((400,), step, str(config))
+        assert (gem.summary_tokens, gem.step, gem.base) == ((400,), step, config.name)
+        assert len(gem.base_digest) == 64
         weights = load_weights(checkpoint)
         loaded = exported[step].state_dict()
         assert all(torch.equal(tensor, loaded[name]) for name, tensor in weights.items())
@@ -275,3 +276,14 @@ def test_a_real_run_is_exported_by_step(tokenizer_dir: Path, tmp_path: Path) -> 
     assert not torch.equal(_logits(exported[1], IDS), _logits(exported[2], IDS))
     with pytest.raises(InputError, match="no checkpoint of step 7"):
         export.export_run(run, 7, tmp_path / "out", torch.float32)
+    with pytest.raises(InputError, match="step-00000001, which is exported"):
+        export.export_run(run, 1, run / "checkpoints/step-00000001/out", torch.float32)
+    path = run / "tokenizer" / "tokenizer.json"
+    told = json.loads(path.read_text())
+    one, other = list(told["model"]["vocab"])[100:102]
+    vocab = told["model"]["vocab"]
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    path.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="is not the tokenizer that the run was trained with"):
+        export.export_run(run, 1, tmp_path / "out", torch.float32)
+    assert not (tmp_path / "out").exists()

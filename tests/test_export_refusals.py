@@ -1,5 +1,6 @@
 """What cannot be exported is refused, and nothing half-written is left."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_a_failing_export_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_embed, "write", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"could not be written \(No space"):
         export_tiny(tokenizer_dir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
@@ -53,6 +54,10 @@ def test_a_failing_export_leaves_nothing(
             r"lm_head\.weight is \(9, 32\)",
         ),
         (lambda w: w.pop("lm_head.weight"), r"lm_head\.weight is missing"),
+        (
+            lambda w: w["model.norm.weight"][3].fill_(math.nan),
+            r"norm\.weight has values that are not fi",
+        ),
     ],
 )
 def test_foreign_weights_are_refused(

@@ -22,21 +22,21 @@ MIXTURES = {
 }
 
 
-def written(folder: Path, lm: Any, shard_bytes: int, weights: Any = None) -> str:
+def written(folder: Path, lm: Any, shard_bytes: int, weights: Any = None) -> None:
     folder.mkdir(exist_ok=True)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(lm.config, dtype=torch.float32)
     state = {n: t for n, t in lm.state_dict().items() if n not in lm.all_tied_weights_keys}
     lm.config.save_pretrained(folder)
-    return export_weights.write(folder, weights or state, empty, torch.float32, shard_bytes)
+    export_weights.write(folder, weights or state, empty, torch.float32, shard_bytes)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_every_family_is_loaded_as_it_was(family: str, tmp_path: Path) -> None:
     lm = tiny_model(family, **MIXTURES.get(family, {}))
     lm.save_pretrained(tmp_path / "stock")
-    digests = [written(tmp_path / f"of-{size}", lm, size) for size in (10**9, 9_000)]
-    assert digests[0] == digests[1], "whatever the shards"
+    for size in (10**9, 9_000):
+        written(tmp_path / f"of-{size}", lm, size)
     names = {
         folder.name: {key for path in folder.glob("*.safetensors") for key in _keys(path)}
         for folder in tmp_path.iterdir()
@@ -46,9 +46,6 @@ def test_every_family_is_loaded_as_it_was(family: str, tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "of-9000")
     for name, tensor in lm.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    with torch.no_grad():
-        next(lm.parameters())[3, 3] += 1
-    assert written(tmp_path / "other", lm, 10**9) != digests[0]
 
 
 def _keys(path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from test_adapters import random_b
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from gem_ds import adapter_files, adapters, gem_embedding
+from gem_ds import adapter_files, adapters, gem_embedding, gem_seal
 from gem_ds.encode import Encoder
 from gem_ds.export import export
 
@@ -241,10 +241,14 @@ def test_the_folder_is_whole_and_takes_no_room(folder, tmp_path):
 
 
 def test_the_code_needs_nothing_of_this_project(folder):
-    code = (folder / "model-embed" / "gem_embedding.py").read_text()
-    assert code == Path(gem_embedding.__file__).read_text()
+    codes = []
+    for module in (gem_embedding, gem_seal):
+        path = Path(module.__file__)
+        codes.append((folder / "model-embed" / path.name).read_text())
+        assert codes[-1] == path.read_text()
     imported = {
         name.split(".")[0]
+        for code in codes
         for node in ast.walk(ast.parse(code))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in (
@@ -252,4 +256,4 @@ def test_the_code_needs_nothing_of_this_project(folder):
         )
     }
     stock = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub"}
-    assert imported <= stock | set(sys.stdlib_module_names)
+    assert imported <= stock | {"gem_seal"} | set(sys.stdlib_module_names)

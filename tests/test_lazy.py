@@ -2,7 +2,7 @@
 
 import torch
 
-from gem_ds.lazy import Lazy, changed, digest, renamed
+from gem_ds.lazy import Lazy, changed, renamed
 
 
 def counted() -> tuple[Lazy, list[str]]:
@@ -38,12 +38,3 @@ def test_other_names_and_changes_are_computed_then_too() -> None:
     assert made["y"].tolist() == [20, 20]
     assert asked == ["b"]
     assert {n: t.tolist() for n, t in made.items()} == {"x": [1, 1], "y": [20, 20]}
-
-
-def test_a_digest_tells_names_types_shapes_and_values_apart() -> None:
-    zeros = torch.zeros(2, 3)
-    others = [zeros.bfloat16(), zeros.view(3, 2), zeros.index_fill(0, torch.tensor(1), 1), -zeros]
-    lines = {digest("a", zeros), digest("b", zeros), *(digest("a", t) for t in others)}
-    assert len(lines) == 6
-    assert digest("a", torch.zeros(3, 2).T) == digest("a", zeros), "however it lies in memory"
-    assert digest("a", torch.tensor(1.5)).startswith("a float32 [] ")

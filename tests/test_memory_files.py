@@ -55,9 +55,15 @@ def test_what_is_no_memory_is_refused(tmp_path: Path) -> None:
     content = (tmp_path / "m.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(content[:-20])
     (tmp_path / "weights.safetensors").write_bytes(content.replace(b"gem_ds memories", b"x" * 15))
+    (tmp_path / "lost.safetensors").write_bytes(content.replace(b'"positions"', b'"positionZ"'))
+    (tmp_path / "few.safetensors").write_bytes(
+        content.replace(b'"positions":"[', b'"positions":"{')
+    )
     (tmp_path / "empty").mkdir()
     for name, said in {
         "cut.safetensors": "is damaged",
+        "lost.safetensors": "is damaged",
+        "few.safetensors": "is damaged",
         "weights.safetensors": "holds no memories",
         "empty": "holds no memories",
         "nowhere": "there is no file",

@@ -11,6 +11,7 @@ import pytest
 from encode_evaluate import known_model, packaged_model
 from encode_evaluate_data import tiny_export
 from evaluated import place, run_eval, script
+from exports import unseal
 from hub_copies import SUBJECTS, gem16, mmlu
 from runs import ROOT
 from test_readme import commands
@@ -90,6 +91,7 @@ def test_offline_what_is_missing_is_said_before_a_model_is_loaded(here):
     (hollow / "model" / "gem_config.json").write_bytes(
         (here / "exports/full/model/gem_config.json").read_bytes()
     )
+    unseal(hollow)
     command = [sys.executable, SCRIPT, "mteb", "--model", hollow, "--output", here / "none"]
     command += ["--tasks", "SmallSTS", "BIOSSES", "--data", here / "data"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(here / "no-cache")}
