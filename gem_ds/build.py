@@ -6,8 +6,11 @@
 import logging
 import os
 import shutil
+import sys
+import threading
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from torch.utils import cpp_extension
 
 from gem_ds import (
     attention,
@@ -41,6 +45,7 @@ from gem_ds.positives import PositiveOptions
 from gem_ds.shards import Shards
 from gem_ds.watchdog import Watchdog
 
+COMPILING_SECONDS = 10.0  # after which a run says that it waits for a compiler
 JOINING_MINUTES = 30.0  # to wait for a rank before the first step, while models are loaded
 
 
@@ -88,7 +93,7 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
 
     ds_keys.check_values(resolve(bf16=True), config.deepspeed)
     ds_keys.check_groups(resolve(bf16=True), n_ranks, local_ranks, config.deepspeed)
-    with dist.meeting():
+    with dist.meeting(), _telling_of_compilers():
         device = _start_process(config)  # the other ranks are needed from here on
         ds_config = resolve(dist.computes_bf16(device))
     fusing.check(config.compile, config.liger, device)
@@ -212,6 +217,30 @@ def _start_process(config: TrainConfig) -> torch.device:
         return torch.device("cuda", local_rank)
     _forget_shared_memory()
     return torch.device("cpu")
+
+
+@contextmanager
+def _telling_of_compilers() -> Iterator[None]:
+    """Says what a process waits for while another compiles a part of DeepSpeed: PyTorch has it wait
+    without a word, and for ever where that one was killed."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+
+    def tell() -> None:
+        for lock in root.rglob("lock"):
+            print(
+                f"waiting for a process that compiles a part of DeepSpeed; if none does, remove "
+                f"{lock}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    timer = threading.Timer(COMPILING_SECONDS, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _forget_shared_memory() -> None:

@@ -1,6 +1,7 @@
 """Signals: what is remembered, what ends a process at once, and whose they are."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,8 +11,12 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from faults_runs import Started, metrics
 from processes import free_port, until
-from runs import ROOT, llama_config, random_shards
+from runs import ROOT, command, llama_config, random_shards
+
+from gem_ds.checkpoint import damage, find
+from gem_ds.watchdog import FOLDER
 
 WAITS = """
 import contextlib, os, subprocess, sys, time
@@ -118,35 +123,79 @@ def test_the_signals_of_a_forked_process_are_its_own(waiting: list[Waiting]) -> 
     assert process.process.communicate()[0].count("made") <= 1
 
 
-def test_a_run_that_waits_for_a_rank_or_a_lock_is_ended(tmp_path, tokenizer_dir) -> None:
-    """Where it waits in code that is not Python's, and where another machine's lock is watched."""
+def test_a_run_that_waits_says_for_what_and_is_ended(tmp_path, tokenizer_dir) -> None:
+    """For a rank and a compiler, in code that is not ours, and for another machine's lock."""
     shards = random_shards(tmp_path / "shards", tokenizer_dir, n_rows=8)
     config = llama_config(tmp_path / "llama")
     flags = ["--config", config, "--shards", shards, "--rows-per-step", 4]
     flags += ["--deepspeed", ROOT / "ds_configs" / "zero2.json"]
-    (tmp_path / "locked").mkdir()
-    (tmp_path / "locked" / "lock.json").write_text('{"host": "elsewhere", "time": 9e9}')
+    (tmp_path / "lock").mkdir()
+    (tmp_path / "lock" / "lock.json").write_text('{"host": "elsewhere", "time": 9e9}')
+    extension = tmp_path / "extensions" / "deepspeed_shm_comm"
+    extension.mkdir(parents=True)
+    (extension / "lock").touch()
     lonely = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    started = []
-    for name, more in {"joining": {**lonely, "RANK": "0", "LOCAL_RANK": "0"}, "locked": {}}.items():
+    waits = {
+        "rank": {**lonely, "RANK": "0", "LOCAL_RANK": "0"},
+        "compiler": {"TORCH_EXTENSIONS_DIR": str(extension.parent)},
+        "lock": {},
+    }
+    runs = {}
+    for name, more in waits.items():
         env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port()), **more}
         line = [sys.executable, ROOT / "launch/train.py", *flags, "--output", tmp_path / name]
         with (tmp_path / f"{name}.log").open("w") as log:
-            started.append(subprocess.Popen([*map(str, line)], env=env, stdout=log, stderr=log))
+            runs[name] = subprocess.Popen([*map(str, line)], env=env, stdout=log, stderr=log)
+
+    def says(name: str, text: str) -> bool:
+        return until(lambda: text in (tmp_path / f"{name}.log").read_text(), 90)
+
     try:
-        assert until(lambda: "waiting until" in (tmp_path / "locked.log").read_text(), 60)
-        # Its port is open when it waits for the other rank.
-        assert until(lambda: _listens(started[0].pid), 60)
-        started[0].send_signal(signal.SIGINT)
-        started[1].send_signal(signal.SIGTERM)
-        assert started[0].wait(10) in (130, -signal.SIGINT)
-        assert started[1].wait(10) == 128 + signal.SIGTERM
+        assert says("lock", "lock.json was left by process unknown on elsewhere; waiting until")
+        runs["lock"].send_signal(signal.SIGTERM)
+        assert runs["lock"].wait(10) == 128 + signal.SIGTERM
+        assert not (tmp_path / "lock" / "ranks").exists(), "nothing is changed"
+        assert until(lambda: _listens(runs["rank"].pid), 60)
+        runs["rank"].send_signal(signal.SIGINT)
+        assert runs["rank"].wait(10) in (128 + signal.SIGINT, -signal.SIGINT)
+        assert says("compiler", f"if none does, remove {extension / 'lock'}")
+        runs["compiler"].send_signal(signal.SIGTERM)
+        assert runs["compiler"].wait(10) == 128 + signal.SIGTERM
     finally:
-        for process in started:
+        for process in runs.values():
             process.kill()
             process.wait()
-    assert not (tmp_path / "locked" / "ranks").exists(), "nothing is changed"
 
 
 def _listens(pid: int) -> bool:
     return any(each.status == "LISTEN" for each in psutil.Process(pid).net_connections())
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_ctrl_c_under_a_launcher_ends_the_run_with_a_checkpoint(
+    launcher: str, tmp_path, tokenizer_dir
+) -> None:
+    """A terminal sends SIGINT to all of them, and the launcher sends more."""
+    shards = random_shards(tmp_path / "shards", tokenizer_dir, n_rows=8)
+    config = llama_config(tmp_path / "llama")
+    flags = ["--config", config, "--shards", shards, "--rows-per-step", 4, "--steps", 10**6]
+    flags += ["--deepspeed", ROOT / "ds_configs" / "zero2.json", "--rehearse", "false"]
+    run = tmp_path / "run"
+    line = command("launch/train.py", *flags, "--output", run, ranks=2)
+    if launcher == "torchrun":
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        line = [sys.executable, *torchrun, *line[line.index(str(ROOT / "launch/train.py")) :]]
+    begun = Started(run, line, tmp_path / "log")
+    try:
+        assert until(lambda: len(metrics(run)) > 2, 90), begun.text()
+        os.killpg(begun.process.pid, signal.SIGINT)
+        told = [json.loads(path.read_text()) for path in (run / FOLDER).glob("rank-*.json")]
+        assert begun.process.wait(60) != 0
+        assert until(lambda: not any(psutil.pid_exists(each["pid"]) for each in told), 30)
+    finally:
+        begun.kill()
+    done = len(metrics(run))
+    assert "stopping after this step; Ctrl-C again ends the run at once" in begun.text()
+    assert f"stopped as asked, after {done} of 1000000 steps" in begun.text()
+    assert find(run).name == f"step-{done:08d}"
+    assert damage(find(run)) == ""
