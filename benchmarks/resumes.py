@@ -27,6 +27,7 @@ from gem_ds import checkpoint
 from gem_ds.errors import InputError, run
 from gem_ds.flags import Parser
 from gem_ds.lock import FILE
+from gem_ds.watchdog import FOLDER
 
 FLAGS = {"save_every": 2, "keep_last": 2, "alpha_start": 2, "rehearse": False}
 STEPS, MORE = 6, 8
@@ -78,10 +79,10 @@ _TELLING = r"continuing|starting|error|WARNING|\S*(metrics\.jsonl|lock\.json)[, 
 
 
 def _content(path: Path) -> dict[str, str]:
-    """Every file with its hash, link and folder, but the lock."""
+    """Every file with its hash, and every folder, but signs of life."""
     found = {}
     for each in path.rglob("*"):
-        if each.name != FILE:
+        if each.name != FILE and FOLDER not in each.relative_to(path).parts:
             data = each.read_bytes() if each.is_file() else b""
             found[str(each.relative_to(path))] = hashlib.sha256(data).hexdigest()
     return found

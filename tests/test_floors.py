@@ -14,9 +14,9 @@ FLOORS = {
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments positives
           recipes config ds_json corpus bpe lock claim ranks stopping watchdog shapes flops
-          expected zero visits gathering communication activations memory hardware speed ways plan_files
-          plan plan_flags plan_advice plan_report long_texts quantization text_files vector_files
-          written embed_flags serving_config""",
+          expected zero visits gathering communication activations memory hardware speed ways
+          plan_files plan plan_flags plan_advice plan_report long_texts quantization text_files
+          vector_files written embed_flags serving_config""",
     1: """hf_config forward small_model one_token_attention probe dist metrics masks picture
           kernels pieces sdpa flex attention objectives contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
