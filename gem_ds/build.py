@@ -7,8 +7,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -92,7 +91,7 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
 
     ds_keys.check_values(resolve(bf16=True), config.deepspeed)
     ds_keys.check_groups(resolve(bf16=True), n_ranks, local_ranks, config.deepspeed)
-    with _naming_lost_ranks():
+    with dist.meeting():
         device = _start_process(config)  # the other ranks are needed from here on
         ds_config = resolve(dist.computes_bf16(device))
     fusing.check(config.compile, config.liger, device)
@@ -119,6 +118,7 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
         precision = str(dtype_of(ds_config)).removeprefix("torch.")
         passes = config.steps * config.rows_per_step / len(shards)
         print(
+            f"{run_folder.told(config, first_step)}\n"
             f"{precision} on the {device.type}, attention {backend}, "
             f"{config.summary_attention} summaries\n"
             f"{config.steps:,} steps of {config.rows_per_step:,} rows are "
@@ -138,17 +138,6 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     )
     schedule = _schedule(config, hidden_size)
     return Run(config, device, engine, loader, schedule, state, first_step, watchdog, shape)
-
-
-@contextmanager
-def _naming_lost_ranks() -> Iterator[None]:
-    """Says that another rank ended while all were joining: what is wrong there, it says itself."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not dist.is_lost(error):
-            raise
-        raise InputError("another rank ended before the run began; see its own message") from error
 
 
 def _copy_tokenizer(shards: Shards, folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 A part is so many texts that follow each other; its file, renamed into place when it is whole, is
 what makes it done. So the same command goes on where it was interrupted, on as many ranks or
-others, and two that do the same part write the same. Rank 0 joins them.
-What a part's file is, the caller says.
+others, and two that do the same part write the same. Rank 0 waits for all parts and joins them; it
+ends when a rank that it waits for has. What a part's file is, the caller says.
 """
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 from gem_ds import dist, files
 from gem_ds.errors import InputError
 from gem_ds.text_files import Text
+from gem_ds.watchdog import FOLDER, Watchdog
 
 PART = 4096  # texts
 PLAN = "plan.json"
+SILENCE = 200.0  # seconds, as a timeout of `Watchdog`: a sign of life every 10
 
 
 def run(
@@ -34,27 +37,46 @@ def run(
 
     Parts lie in ``<output>.parts`` until then, beside a plan that tells `identity`: what the texts,
     the model and the settings are. Of several ranks each does its share, and all meet before the
-    first and after the last part. Raises `InputError` where that folder is of another plan.
+    first part. Raises `InputError` where that folder is of another plan, or a rank has failed.
     """
     folder = output.with_name(f"{output.name}.parts")
     _settle(folder, {**identity, "part": part})
     try:
-        dist.barrier()  # or one that comes late would begin again what others have joined
         made = []
-        for number, group in enumerate(_groups(texts, part)):
-            path = folder / f"part-{number:06d}{suffix}"
-            made.append(path)
-            if number % dist.world_size() == dist.rank() and not path.exists():
-                write(path, group)
-        dist.barrier()
-        if dist.rank():
-            return
+        with Watchdog(folder, dist.rank(), dist.world_size(), SILENCE) as watchdog:
+            with dist.meeting():  # or one that comes late would begin again what others have joined
+                dist.barrier()
+            for number, group in enumerate(_groups(texts, part)):
+                path = folder / f"part-{number:06d}{suffix}"
+                made.append(path)
+                if number % dist.world_size() == dist.rank() and not path.exists():
+                    watchdog.move(f"doing part {number}", math.inf)
+                    write(path, group)
+            if dist.rank():
+                return
+            _wait(made, watchdog)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        files.remove_leftovers(folder)
         join(made, output)
         shutil.rmtree(folder, ignore_errors=True)
     except Exception:
         if dist.world_size() == 1 and not _parts(folder):  # nothing to go on from
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _wait(made: Sequence[Path], watchdog: Watchdog) -> None:
+    """Until all parts are there. Raises `InputError` where one that is to make some is gone."""
+    missing = dict(enumerate(made))
+
+    def awaited() -> set[int]:
+        for number in [n for n, path in missing.items() if path.exists()]:
+            del missing[number]
+        return {number % dist.world_size() for number in missing}
+
+    while awaited():
+        if gone := watchdog.missing(awaited):
+            raise InputError(f"{gone}; the same command does what is missing")
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -3,12 +3,13 @@
 ``checkpoints/step-N`` holds DeepSpeed's files, the Transformers configuration under ``model/`` and
 ``gem.json``: what a run must agree with to continue, what wrote it, and the size and sha256 of
 every other file. The folder gets its name when it is complete, and ``checkpoints/latest`` names the
-one to go on from. How they are written is in `saving`; how one is read on another
-number of ranks, of `elastic`.
+one to go on from. ``saves.jsonl`` of the run tells which there have been. How they are written is
+in `saving`; how one is read on another number of ranks, of `elastic`.
 """
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gem_ds.lazy import Lazy, renamed
 
 STATE = "gem.json"
 LATEST = "latest"
+SAVES = "saves.jsonl"  # of a run: a line for each checkpoint that it made
 RECORD = "record"  # in the state: what a run need not agree with
 _FILES, _DIGEST = "files", "sha256"
 _PREFIX = "lm."  # of the language model's parameters in `model.TrainingModel`
@@ -36,29 +38,60 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def folders(run: Path) -> list[Path]:
+    """The folders with a checkpoint's name, complete or not, oldest first."""
+    names = folder_of(run).glob("step-*")
+    return sorted(path for path in names if re.fullmatch(r"step-\d{8}", path.name))
+
+
 def found(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    names = folder_of(run).glob("step-????????")
-    return sorted(p for p in names if (p / STATE).is_file())
+    return [path for path in folders(run) if (path / STATE).is_file()]
 
 
 def up_to_latest(run: Path) -> list[Path]:
-    """The complete checkpoints up to the one that ``latest`` names, oldest first.
+    """The checkpoints up to the one that ``latest`` names, oldest first; none where none was made.
 
-    Raises `InputError` where there are some and ``latest`` is not there or not readable.
+    Raises `InputError` where the folder contradicts itself: ``latest`` names none that is there or
+    is missing beside some, or all that have been saved are gone.
     """
-    checkpoints = found(run)
-    if not checkpoints:
-        return []
-    latest = folder_of(run) / LATEST
-    try:
-        named = latest.read_text().strip()
-        return [path for path in checkpoints if path.name <= name_of(step_of(Path(named)))]
-    except (OSError, ValueError) as error:
+    candidates, latest = folders(run), folder_of(run) / LATEST
+    name, wrong = _named(latest)
+    if any(path.name == name for path in candidates):
+        return [path for path in candidates if path.name <= name]
+    if candidates:
+        there = ", ".join(path.name for path in candidates)
         raise InputError(
-            f"{latest} does not name a checkpoint ({error}), so it is not known which to go on "
-            f"from; write one into it, such as: echo {checkpoints[-1].name} > {latest}"
-        ) from error
+            f"{latest} {wrong}, and there are {there}; write the one to go on from into it: "
+            f"echo {candidates[-1].name} > {latest}"
+        )
+    # The first is named before it gets its name: a run that was killed between has none.
+    if (latest.with_name(f"{name}.tmp").is_dir()) or not (latest.exists() or _has_saved(run)):
+        return []
+    why = f"{latest} {wrong}" if latest.exists() else f"{run / SAVES} tells of some"
+    raise InputError(
+        f"{folder_of(run)} has no checkpoint, but {why}; put them back, or choose another --output "
+        "to start from step 0"
+    )
+
+
+def _named(latest: Path) -> tuple[str, str]:
+    """The checkpoint that ``latest`` names, or nothing; what is wrong if that is not there."""
+    try:
+        found = re.fullmatch(r"step-(\d+)", Path(latest.read_text().strip()).name)
+    except FileNotFoundError:
+        return "", "is missing"
+    except (OSError, ValueError) as error:
+        return "", f"cannot be read ({error})"
+    if found is None:
+        return "", "does not name a checkpoint"
+    name = name_of(int(found[1]))
+    return name, f"names {name}, which is not there"
+
+
+def _has_saved(run: Path) -> bool:
+    path = run / SAVES
+    return path.exists() and path.stat().st_size > 0
 
 
 def find(run: Path, step: int | None = None) -> Path:
@@ -103,10 +136,15 @@ def entry_of(path: Path) -> list[Any]:
 
 def damage(checkpoint: Path, part: int = 0, n_parts: int = 1) -> str:
     """What is wrong with a checkpoint, or nothing. Of n parts of its files one is read."""
+    from gem_ds import partitions  # loads DeepSpeed, which takes seconds
+
     try:
-        written: dict[str, list[Any]] = read_state(checkpoint)[_FILES]
+        state = read_state(checkpoint)
+        written: dict[str, list[Any]] = state[_FILES]
     except (InputError, KeyError) as error:
         return str(error)
+    if state["step"] != step_of(checkpoint):
+        return f"{checkpoint} is of step {state['step']}"
     for name in sorted(written)[part::n_parts]:
         path = checkpoint / name
         try:
@@ -117,6 +155,8 @@ def damage(checkpoint: Path, part: int = 0, n_parts: int = 1) -> str:
             return f"{path} has {size:,} bytes instead of {written[name][0]:,}"
         if digest != written[name][1]:
             return f"{path} is not what was written: its sha256 differs"
+        if path.suffix == ".pt" and (strange := partitions.foreign(path)):
+            return f"{path} would run code ({strange}), as no checkpoint of a run does"
     return ""
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gem_ds import finish, local
+from gem_ds import claim, finish, local
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
 from gem_ds.prepare_config import SLURM, PrepareConfig
@@ -33,10 +33,11 @@ class Share:
     workers: int
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        plan = Plan.load(self.folder)
-        left = set(local.missing(plan, self.folder))
-        mine = [n for n in self.numbers[rank::world_size] if n in left]
-        local.do_units(plan, self.folder, mine, self.workers)
+        with claim.claimed(self.folder, alone=False):
+            plan = Plan.load(self.folder)
+            left = set(local.missing(plan, self.folder))
+            mine = [n for n in self.numbers[rank::world_size] if n in left]
+            local.do_units(plan, self.folder, mine, self.workers)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class Finish:
     max_bad_fraction: float
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        plan = Plan.load(self.folder)
-        raise_if_missing(plan, self.folder)
-        finish.finish(plan, self.folder, self.max_bad_fraction)
+        with claim.claimed(self.folder, alone=False):
+            plan = Plan.load(self.folder)
+            raise_if_missing(plan, self.folder)
+            finish.finish(plan, self.folder, self.max_bad_fraction)
 
 
 def raise_if_missing(plan: Plan, folder: Path) -> None:

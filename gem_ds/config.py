@@ -156,6 +156,11 @@ class TrainConfig:
     save_every: int = _flag(
         "steps between checkpoints; the last step is always saved", 500, whole(1)
     )
+    save_minutes: float = _flag(
+        "and whenever so many have passed since the last one began; 0 leaves it to --save-every",
+        0.0,
+        real(0, 1e6),
+    )
     keep_last: int = _flag("newest checkpoints kept", 2, whole(1))
     keep_every: int = _flag("and those of every so many steps; 0 keeps no others", 0, whole(0))
     background_save: bool = _flag(
@@ -177,7 +182,7 @@ class TrainConfig:
         "after which a run that does not move ends, and says which rank kept it", 10.0, ABOVE_0
     )
     stop_status: int = _flag(
-        "exit status of a run that SIGTERM or SIGUSR1 stopped, with a checkpoint",
+        "exit status of a run that SIGTERM, SIGUSR1 or Ctrl-C stopped, with a checkpoint",
         STOPPED,
         whole(0, 255),
     )

@@ -1,6 +1,7 @@
 """What the ranks of a run say to each other. Without a process group everything is one rank."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gem_ds.errors import InputError
+from gem_ds.stopping import ended_by_interrupt
 
 T = TypeVar("T")
 
@@ -27,6 +29,19 @@ def world_size() -> int:
 def is_lost(error: RuntimeError) -> bool:
     """Whether an error is of a collective: another rank left, or the network did."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Where ranks wait for each other before they begin: Ctrl-C ends that, and where another rank
+    has ended an `InputError` says so; what is wrong there, it says itself."""
+    try:
+        with ended_by_interrupt():
+            yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise InputError("another rank ended before the run began; see its own message") from error
 
 
 def barrier() -> None:

@@ -19,7 +19,7 @@ import deepspeed
 import torch
 from deepspeed.checkpoint import ds_to_universal
 
-from gem_ds import checkpoint, dist
+from gem_ds import checkpoint, dist, partitions
 from gem_ds.errors import InputError
 
 SUFFIX = ".universal"
@@ -90,15 +90,17 @@ def convert(path: Path, stage: int, n_groups: int, workers: int) -> float:
 def _complete(path: Path, universal: Path, stage: int, n_groups: int) -> float:
     """Write what readers of either stage look for; the steps of the optimizer."""
     found = next(universal / name for name in _STATES if (universal / name).exists())
-    states = _read(found)
+    states = partitions.read(found)
     if stage < 3 and found.name == _STATES[0]:  # of stage 3, tensors are flat
         shapes = {name: shape for group in states["param_shapes"] for name, shape in group.items()}
         for name, shape in shapes.items():
             for file in (universal / "zero" / name).glob("*.pt"):
-                torch.save({"param": _read(file).view(shape)}, file)
+                torch.save({"param": partitions.read(file).view(shape)}, file)
     for name in _STATES:
         torch.save({**states, "module": {}}, universal / name)
-    optimizer = _read(min(path.glob("*zero_pp_rank_0_*_optim_states.pt")))["optimizer_state_dict"]
+    optimizer = partitions.read(min(path.glob("*zero_pp_rank_0_*_optim_states.pt")))[
+        "optimizer_state_dict"
+    ]
     inner = next(optimizer[name] for name in _OPTIMIZERS if name in optimizer)
     n_taken = float(inner["state"][0]["step"])
     needed = {
@@ -108,7 +110,3 @@ def _complete(path: Path, universal: Path, stage: int, n_groups: int) -> float:
     }
     torch.save(needed, universal / "zero" / "optimizer_state.pt")
     return n_taken
-
-
-def _read(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=False)

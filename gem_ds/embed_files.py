@@ -25,7 +25,7 @@ from gem_ds.text_files import Text, TextFile
 from gem_ds.vector_files import Vectors
 
 STDOUT = "-"
-PATIENCE = timedelta(days=30)  # of a rank that is done, with the others
+PATIENCE = timedelta(minutes=30)  # with ranks that load the model more slowly
 MEMORIES = ".safetensors"
 
 
@@ -132,7 +132,8 @@ def _meet() -> torch.device:
     ranks.join(env)
     if int(env["WORLD_SIZE"]) > 1 and not dist.initialized():
         os.environ.update(env)
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+        with dist.meeting():
+            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(env["LOCAL_RANK"]) % torch.cuda.device_count())

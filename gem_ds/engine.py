@@ -21,19 +21,18 @@ from gem_ds.objectives import step_loss
 from gem_ds.profiling import profiled
 from gem_ds.rehearsal import memory_advice, rehearse
 from gem_ds.saving import Retention, Saver
-from gem_ds.stopping import StopRequest, remembering_sigterm
+from gem_ds.stopping import StopRequest
 from gem_ds.watchdog import Watchdog
 
 SAVING_SECONDS = 1500.0  # that the disk may take, whatever the timeout of steps
 
 
 def train(config: TrainConfig, request: StopRequest) -> None:
-    """Run training to its last step, or until the request to stop is made, by SIGTERM too.
+    """Run training to its last step, or until the request to stop is made.
 
     Raises `InputError` for what the user can mend, `StoppedError` where it was asked to stop.
     """
     with ExitStack() as stack:
-        stack.enter_context(remembering_sigterm(request))
         run = open_run(config, stack)
         stack.enter_context(closing(run.loader))
         enabled = dist.rank() == 0
@@ -46,11 +45,13 @@ def train(config: TrainConfig, request: StopRequest) -> None:
             Retention(config.keep_last, config.keep_every),
             metrics.say,
             config.background_save,
+            run.first_step,
         )
         stack.enter_context(closing(saver))
         stack.enter_context(_naming_lost_ranks(run.watchdog))
         n_traced = config.profile if enabled else 0
         trace = stack.enter_context(profiled(run.folder, n_traced, "rank-00000"))
+        stack.enter_context(request.remembering())
         _loop(run, metrics, saver, request, trace)
 
 
@@ -75,9 +76,12 @@ def _loop(
         with memory_advice(run, "while rehearsing the longest rows"):
             rehearse(run)
     done, ended = run.first_step, time.perf_counter()
+    saved_at = time.monotonic()
     for step in range(run.first_step, config.steps):
         with memory_advice(run, f"in step {step}"):
-            taken = train_step(run, step, [request.made, saver.written])
+            minutes = (time.monotonic() - saved_at) / 60
+            overdue = dist.rank() == 0 and 0 < config.save_minutes <= minutes
+            taken = train_step(run, step, [request.made, saver.written, overdue])
         began, ended = ended, time.perf_counter()
         trace()
         metrics.log(step, {**taken.values, "speed/loop_seconds": ended - began})
@@ -89,13 +93,14 @@ def _loop(
         rows = [i for batch in taken.batches for i in batch.row_ids]
         for text in health.see(step, taken.values, rows):
             metrics.say(f"step {step}: {text}")
-        stop, n_written = taken.flags
+        stop, n_written, late = taken.flags  # on how many ranks
         if n_written == dist.world_size():
             saver.conclude()
         hopeless = health.skipped >= config.max_skipped_steps
         done = step + 1 - (health.skipped if hopeless else 0)
-        due = done % config.save_every == 0 or done == config.steps or stop or hopeless
+        due = done % config.save_every == 0 or done == config.steps or stop or hopeless or late
         if due and config.save:
+            saved_at = time.monotonic()
             run.watchdog.move(f"saving the checkpoint of step {done}", SAVING_SECONDS)
             saver.save(run.state_at(done))
         if hopeless or (stop and done < config.steps):

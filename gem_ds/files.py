@@ -25,10 +25,26 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of files that `replacing` was to make. None may live."""
-    for path in folder.glob("*.*-*.tmp"):
-        path.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, name: str = "*", dead_only: bool = False) -> None:
+    """Remove what killed processes left of files that `replacing` was to make.
+
+    With `dead_only` those of processes of this machine that have ended; else none may live.
+    """
+    for path in folder.glob(f"{name}.*-*.tmp"):
+        if not dead_only or _is_dead(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_dead(temporary: Path) -> bool:
+    """Whether the process that a temporary name is of was of this machine and is no more."""
+    host, _, pid = temporary.stem.rpartition("-")
+    if not (host.endswith(f".{socket.gethostname()}") and pid.isdecimal()):
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)  # else it is there, of somebody else
+    return False
 
 
 def sync(path: Path) -> None:

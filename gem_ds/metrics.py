@@ -4,6 +4,7 @@ Progress is a bar on a terminal, and elsewhere a line every `LINE_SECONDS`.
 """
 
 import errno
+import itertools
 import json
 import os
 import statistics
@@ -17,6 +18,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from gem_ds.files import replacing
 from gem_ds.hardware import GPUS
 
 FILE = "metrics.jsonl"
@@ -28,15 +30,13 @@ class Metrics:
     """Writer of one run's metrics. On ranks other than 0 every call does nothing."""
 
     def __init__(self, run: Path, first_step: int, steps: int, enabled: bool) -> None:
-        """Lines of steps from `first_step` on, left by a run that went further, are dropped."""
+        """Lines of steps from `first_step` on, left by a run that went further, are dropped. Those
+        of an earlier start from step 0 are kept in another file."""
         self._enabled = enabled
         if not enabled:
             return
         path = run / FILE
-        if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] < first_step]
-            path.write_text("".join(kept))
+        said = _prepare(path, first_step)
         self._file = path.open("ab", buffering=0)
         self._failed: set[str] = set()
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
@@ -47,6 +47,8 @@ class Metrics:
             total=steps, initial=first_step, desc="train", unit="step", disable=not terminal
         )
         self._next_line = None if terminal else 0.0
+        for line in said:
+            self.say(line)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step everywhere. A full disk costs them, not the run."""
@@ -120,6 +122,39 @@ def shown(values: dict[str, float]) -> dict[str, str]:
     found = {name: f"{values[key]:.3f}" for name, (key, n) in losses.items() if values[n]}
     rate, speed = values["schedule/learning_rate"], values["speed/tokens_per_second"]
     return {**found, "lr": f"{rate:.1e}", "tok/s": f"{speed:.0f}"}
+
+
+def _prepare(path: Path, first_step: int) -> list[str]:
+    """Have a file ready for the lines of steps from `first_step` on; what is to be said of that."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if not lines:
+        return []
+    if not first_step:
+        numbers = itertools.count(1)
+        aside = next(p for n in numbers if not (p := path.with_stem(f"{path.stem}-{n}")).exists())
+        path.rename(aside)
+        return [f"{path}, of a start that made no checkpoint, is {aside.name} now"]
+    whole = [line for line in lines if line.endswith(b"\n")]  # a killed run may leave half a line
+    steps = [_step_of(line) for line in whole]
+    kept = [line for line, step in zip(whole, steps, strict=True) if -1 < step < first_step]
+    if len(kept) < len(lines):
+        with replacing(path) as partial:
+            partial.write_bytes(b"".join(kept))
+    said = []
+    if later := [step for step in steps if step >= first_step]:
+        said.append(f"{path} loses its lines of steps {later[0]} to {later[-1]}, taken again now")
+    if n_broken := steps.count(-1):
+        said.append(f"WARNING: {path} loses {n_broken} lines that are not of metrics")
+    return said
+
+
+def _step_of(line: bytes) -> int:
+    """The step of a line; -1 for one that is not of metrics."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return -1
+    return step if isinstance(step, int) else -1
 
 
 def hours(seconds: float) -> str:

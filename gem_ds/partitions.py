@@ -27,10 +27,15 @@ from deepspeed.checkpoint.constants import (
     SINGLE_PARTITION_OF_FP32_GROUPS,
     ZERO_STAGE,
 )
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
 from gem_ds.lazy import Lazy
 
+# What DeepSpeed's files hold beside tensors and containers. Reading other objects may run code.
+_CLASSES = [LossScaler, ZeroStageEnum, fragment_address]
 _SHARED = "shared_params"  # of the names of one parameter, all but one: that one
 
 
@@ -54,7 +59,7 @@ class _Files:
     def follow(self, path: Path, keys: Sequence[str | int]) -> Any:
         """What a file holds under these keys."""
         if path not in self._open:
-            self._open[path] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+            self._open[path] = read(path, mmap=True)
         value = self._open[path]
         for key in keys:
             value = value[key]
@@ -68,6 +73,23 @@ class _Files:
             self._read = 0
             self._open.clear()
         return flat[: math.prod(shape)].view(shape)
+
+
+def read(path: Path, mmap: bool = False) -> Any:
+    """What a file of DeepSpeed's holds, on the CPU. Raises an exception for what is `foreign`."""
+    with torch.serialization.safe_globals(_CLASSES):
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+
+
+def foreign(path: Path) -> str:
+    """The functions and classes that reading a file would call and no checkpoint of a run has; also
+    why it cannot be looked into. Nothing of the file is run."""
+    own = {f"{each.__module__}.{each.__qualname__}" for each in _CLASSES}
+    try:
+        named = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception as error:  # of its own parser, for what PyTorch has not written
+        return f"it is no file of PyTorch's: {error}"
+    return ", ".join(sorted(named - own))
 
 
 def tensors(folder: Path, mapped_bytes: int) -> Lazy:

@@ -5,8 +5,6 @@ a cluster; when all have their receipt, the manifest is written. The same comman
 missing. Shards depend on the plan, never on who did which unit when.
 """
 
-import contextlib
-import fcntl
 import functools
 import os
 import platform
@@ -14,7 +12,6 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gem_ds import (
+    claim,
     cluster,
     files,
     finish,
@@ -44,7 +42,6 @@ from gem_ds.sources import Part
 from gem_ds.tokenization import Vocabulary
 from gem_ds.units import PLAN, Plan
 
-LOCK = "lock"
 NOT_ASKED = {  # what changes nothing of the shards
     *("input", "output", "tokenizer", "workers", "executor", "share", "only_plan", "tasks"),
     *("slurm", "memory_gb", "max_bad_fraction"),
@@ -75,14 +72,18 @@ def prepare(config: PrepareConfig) -> Manifest | None:
         print(f"{output} is already finished with these settings; nothing to do")
         return manifest
     try:
-        with _claimed(output, alone=not config.share):
-            if config.executor == LOCAL and not config.share:  # nobody else is at it
-                files.remove_leftovers(output)
-                files.remove_leftovers(output / job.UNITS)
+        here = config.executor == LOCAL and not config.share
+        planned = config.share or (output / PLAN).exists()
+        with claim.claimed(output, alone=here or not planned) as let_others_in:
+            if here:
+                for folder in (output, output / job.UNITS):
+                    files.remove_leftovers(folder, dead_only=True)
             plan = _plan(config, output, found, asked, vocab, shares)
             if config.only_plan:
                 print(f"{output / PLAN}: {len(plan.units):,} units")
                 return None
+            if not here:
+                let_others_in()
             _work(config, plan, output)
             missing = local.missing(plan, output)
             if config.share:  # others do theirs: the manifest is for who comes after all of them
@@ -113,26 +114,6 @@ def settings(
             job.chat_template_sha256(vocab, config.chat_date) if config.messages_field else ""
         ),
     }
-
-
-@contextlib.contextmanager
-def _claimed(output: Path, alone: bool) -> Iterator[None]:
-    """The folder, ours: alone, or beside others that do shares of the same plan.
-
-    Raises `InputError` if it holds files that are not ours, or another run is at it.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / LOCK
-    if any(output.iterdir()) and not path.exists():  # ours begin with the lock
-        raise InputError(f"{output} holds files that are not ours; give a new --output")
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another run is writing {output}; wait for it") from error
-        except OSError:
-            pass  # a file system without locks: two runs would do the same work twice, no worse
-        yield
 
 
 def _plan(

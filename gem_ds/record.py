@@ -21,6 +21,7 @@ LIBRARIES = (
     *("gem_ds", "torch", "deepspeed", "transformers", "peft"),
     *("tokenizers", "numpy", "pyarrow"),
 )
+FILE = "run.json"
 _VARIABLES = ("CUBLAS_", "CUDA_", "DS_", "GLOO_", "HF_", "MASTER_", "NCCL_", "OMP_", "PYTORCH_")
 _SLURM = ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT")
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
@@ -70,7 +71,7 @@ def commit() -> str | None:
 
 def write(folder: Path, first_step: int, started: dict[str, Any], resolved: dict[str, Any]) -> None:
     """Write ``run.json`` and a line of ``starts.jsonl``. On rank 0."""
-    with replacing(folder / "run.json") as partial:
+    with replacing(folder / FILE) as partial:
         content = {**resolved, "environment": started, "versions": versions()}
         partial.write_text(json.dumps(content, indent=1))
     with (folder / "starts.jsonl").open("a") as file:

@@ -1,5 +1,8 @@
 """The folder of a run before its first step: who may write there, where it goes on, whether it has
-room."""
+room.
+
+What is refused is refused before anything in the folder is changed.
+"""
 
 import os
 import shutil
@@ -11,6 +14,7 @@ from gem_ds import checkpoint, dist
 from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
 from gem_ds.lock import Lock
+from gem_ds.metrics import FILE
 from gem_ds.watchdog import FOLDER, Watchdog
 
 _PROBE = 2**16  # bytes
@@ -24,6 +28,7 @@ def enter(config: TrainConfig, stack: ExitStack) -> Watchdog:
     def enter() -> None:
         locks.append(Lock(folder))
         stack.callback(locks[0].release)
+        _check(config)
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
         checkpoint.folder_of(folder).mkdir(exist_ok=True)
 
@@ -38,22 +43,45 @@ def enter(config: TrainConfig, stack: ExitStack) -> Watchdog:
     return stack.enter_context(watchdog)
 
 
-def to_resume(config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from. Refuses a folder that another run has filled."""
+def _check(config: TrainConfig) -> None:
+    """Refuse a folder that contradicts itself or, without ``--resume auto``, has checkpoints."""
     folder = Path(config.output)
+    for name in (FILE, checkpoint.SAVES, "run.json", "starts.jsonl"):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise InputError(f"{folder / name} is no file; remove it, or choose another --output")
+    if config.resume == "auto":
+        checkpoint.up_to_latest(folder)
+        return
+    done = checkpoint.folders(folder)
+    if done:
+        raise InputError(
+            f"{folder} already has checkpoints (newest {done[-1].name}); continue with "
+            "--resume auto or choose another --output"
+        )
+
+
+def to_resume(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from, if any. All ranks call."""
     if config.resume == "never":
-        done = checkpoint.found(folder)
-        if done:
-            raise InputError(
-                f"{folder} already has checkpoints (newest {done[-1].name}); continue with "
-                "--resume auto or choose another --output"
-            )
         return None
-    path, warnings = checkpoint.newest_whole(folder)
+    path, warnings = checkpoint.newest_whole(Path(config.output))
     if dist.rank() == 0:
         for warning in warnings:
             print(f"WARNING: {warning}; the one before is taken", flush=True)
+    if path is not None and checkpoint.step_of(path) > config.steps:
+        raise InputError(
+            f"{path} is of more steps than --steps {config.steps}; give more, or write an earlier "
+            f"checkpoint's name into {path.with_name(checkpoint.LATEST)}"
+        )
     return path
+
+
+def told(config: TrainConfig, first_step: int) -> str:
+    """Where the run begins, for people."""
+    if not first_step:
+        return "starting from step 0"
+    left = "" if first_step < config.steps else ", its last: nothing is left to do"
+    return f"continuing from step {first_step} of {config.output}{left}"
 
 
 def check_room(config: TrainConfig, engine: Any) -> None:

@@ -4,14 +4,18 @@ A step waits only until every rank has copied its part of the engine's state int
 A thread writes the copy into ``step-N.tmp``, hashes it on the way and syncs it. When all ranks have
 said so, which they do in a collective that a step has anyway, rank 0 lists the files in
 ``gem.json``, gives the folder its name and has ``latest`` name it: until then nothing of it counts.
-What cannot be written is taken away again, and the checkpoint before stays.
+What cannot be written is taken away again, and the checkpoint before stays. What is to be removed
+loses its name first, so that half of it is never taken for a checkpoint.
 """
 
 import hashlib
+import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +24,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
 
-from gem_ds import checkpoint, dist, files
+from gem_ds import checkpoint, dist, elastic, files, metrics, record
 
 Written = dict[str, list[Any]]  # bytes and sha256 by the path in the checkpoint's folder
 State = dict[str, Any]
@@ -33,16 +37,20 @@ class Retention:
     last: int
     every: int = 0
 
-    def superfluous(self, checkpoints: list[Path], step: int) -> list[Path]:
-        """Of checkpoints, oldest first, those to remove when that of `step` is there.
+    def superfluous(self, run: Path, step: int) -> list[Path]:
+        """The checkpoints to remove when that of `step` is there, incomplete ones too.
 
         Those of later steps, left by a run that was set back, are not touched.
         """
-        earlier = [path for path in checkpoints if checkpoint.step_of(path) <= step]
+        earlier, whole = (
+            [path for path in paths if checkpoint.step_of(path) <= step]
+            for paths in (checkpoint.folders(run), checkpoint.found(run))
+        )
         return [
             path
-            for path in earlier[: -self.last]
-            if not self.every or checkpoint.step_of(path) % self.every
+            for path in earlier
+            if path not in whole[-self.last :]
+            and (not self.every or checkpoint.step_of(path) % self.every)
         ]
 
 
@@ -60,8 +68,10 @@ class Saver:
         retention: Retention,
         say: Callable[[str], None],
         background: bool = True,
+        there: int = 0,
     ) -> None:
-        """Without `background` a save returns when the checkpoint is there."""
+        """Without `background` a save returns when the checkpoint is there. `there` is the step of
+        the checkpoint that the run goes on from, if any."""
         self._engine = engine
         self._run = run
         self._folder = checkpoint.folder_of(run)
@@ -77,15 +87,20 @@ class Saver:
         self._writing: tuple[State, Future[Written]] | None = None
         self._publishing: Future[bool] | None = None  # on rank 0
         self._whole = True  # whether the last one is there, or may still be
+        self._there = there  # the step of the last one
+        if dist.rank() == 0:
+            self._sweep()
 
     def save(self, state: State) -> None:
-        """Begin to save the engine as the checkpoint of ``state["step"]``, after the one before."""
-        self.finish()
-        partial = self._partial(state)
-        if dist.rank() == 0:  # what a run that was killed has left
-            files.remove_leftovers(self._folder)
-            for stale in self._folder.glob("step-*.tmp"):
-                shutil.rmtree(stale, ignore_errors=True)
+        """Begin to save the engine as the checkpoint of ``state["step"]``, after the one before.
+
+        One that is there already stays: nothing has changed since.
+        """
+        if self.finish() and state["step"] == self._there:
+            return
+        partial, self._there = self._partial(state), state["step"]
+        if dist.rank() == 0:
+            self._sweep()
         dist.barrier()
         self._engine.save_checkpoint(str(self._folder), tag=partial.name, save_latest=False)
         self._writing = state, self._thread.submit(self._write, partial, self._copies.taken())
@@ -152,7 +167,8 @@ class Saver:
             checkpoint.write_state(partial, state, written)
             for folder in (partial / "model", partial):
                 files.sync(folder)
-            shutil.rmtree(final, ignore_errors=True)  # of a run that was set back
+            if final.exists():  # of a run that was set back
+                _set_aside(final)
             if not latest.exists():  # the first: whatever has a name is named here
                 _point(latest, final)
             partial.rename(final)
@@ -161,14 +177,31 @@ class Saver:
         except OSError as error:
             self._give_up(state, _sentence(error))
             return False
-        step = state["step"]
-        for path in self._retention.superfluous(checkpoint.found(self._run), step):
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError), (self._run / checkpoint.SAVES).open("a") as saves:
+            saves.write(json.dumps({"step": state["step"], "time": time.time()}) + "\n")
+        for path in self._retention.superfluous(self._run, state["step"]):
+            with suppress(OSError):
+                _set_aside(path)
+        self._sweep()
         self._say(f"saved {final}")
         return True
 
+    def _sweep(self) -> None:
+        """Remove what is no checkpoint and never will be, left by a run that was killed perhaps."""
+        if not checkpoint.folders(self._run):  # it names one that never got its name
+            (self._folder / checkpoint.LATEST).unlink(missing_ok=True)
+        files.remove_leftovers(self._folder)
+        for name in (metrics.FILE, record.FILE):
+            files.remove_leftovers(self._run, name)
+        for pattern in ("step-*.tmp", f"step-*{elastic.SUFFIX}", "probe-*.tmp"):
+            for path in self._folder.glob(pattern):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
     def _give_up(self, state: State, why: str) -> None:
-        shutil.rmtree(self._partial(state), ignore_errors=True)
+        self._sweep()
         self._say(
             f"WARNING: the checkpoint of step {state['step']} could not be written to "
             f"{self._folder} ({why}); make room; the one before is untouched"
@@ -239,6 +272,11 @@ def _save(content: Any, path: Path) -> list[Any]:
         os.fsync(file.fileno())
     entry: list[Any] = hashed.entry()
     return entry
+
+
+def _set_aside(path: Path) -> None:
+    """Take its name from a checkpoint that is to be removed."""
+    path.rename(path.with_name(f"{path.name}.removed.tmp"))
 
 
 def _point(latest: Path, final: Path) -> None:

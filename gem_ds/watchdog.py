@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,8 @@ FOLDER = "ranks"
 EXIT_STATUS = 124  # as of timeout(1)
 _TICKS = 20  # signs of life in the time after which a rank is missed
 _LONGEST_TICK = 10.0
+_LOOK = 0.2  # seconds between looks at the others' files
+_DONE = "done"  # what a rank says at its end, unless it fails
 _MISSED = 3  # ticks without a sign of life: the process does not run
 
 
@@ -69,7 +71,7 @@ class Watchdog:
         self._end.set()
         self._thread.join()
         lines = str(error).strip().splitlines() if error is not None else []
-        self._sign(ended=lines[0] if lines else getattr(kind, "__name__", "done"))
+        self._sign(ended=lines[0] if lines else getattr(kind, "__name__", _DONE))
 
     def move(self, doing: str, patience: float = 0.0) -> None:
         """The rank goes on, to do this. All ranks say the same in the same order.
@@ -81,15 +83,24 @@ class Watchdog:
         self._moved = time.monotonic()
         self._moves += 1
 
-    def missing(self) -> str:
+    def missing(self, awaited: Callable[[], Collection[int]] | None = None) -> str:
         """Which ranks no longer live, where they were last; nothing if all do.
 
-        Returns at once if one of this machine is gone, else within some signs of life.
+        Returns at once if one of this machine is gone, else within some signs of life. `awaited`
+        tells which ranks count, all without it; where none is awaited any more it returns too.
         """
         until = time.monotonic() + (_MISSED + 1) * self._tick
         before = self._others()
         while True:
             others = self._others()
+            if awaited is not None:
+                wanted = awaited()
+                before, others = (
+                    {n: each for n, each in known.items() if n in wanted}
+                    for known in (before, others)
+                )
+                if not wanted:
+                    return ""
             gone = [each for each in others.values() if _is_gone(each)]
             if not gone and time.monotonic() > until:
                 still = [n for n in before if others.get(n, {}).get("signs") == before[n]["signs"]]
@@ -97,7 +108,7 @@ class Watchdog:
                 return _described(gone)
             if gone:
                 return _described(gone)
-            time.sleep(self._tick / 2)
+            time.sleep(min(self._tick / 2, _LOOK))
 
     def _watch(self) -> None:
         before = time.monotonic()
@@ -199,9 +210,9 @@ class Watchdog:
 
 
 def _is_gone(each: dict[str, Any]) -> bool:
-    """Whether a rank has ended, or is of this machine and its process is dead."""
+    """Whether a rank has failed, or is of this machine and its process is dead."""
     here = each["host"] == socket.gethostname()
-    return bool(each["ended"]) or (here and not _same_process(each))
+    return each["ended"] not in ("", _DONE) or (here and not _same_process(each))
 
 
 def _same_process(each: dict[str, Any]) -> bool:
@@ -222,7 +233,7 @@ def _described(gone: list[dict[str, Any]]) -> str:
     """What is to say of ranks that no longer live."""
     if not gone:
         return ""
-    ended = [each for each in gone if each["ended"] not in ("", "done")]
+    ended = [each for each in gone if each["ended"] not in ("", _DONE)]
     first = (ended or gone)[0]
     more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
     if ended:

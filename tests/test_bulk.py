@@ -1,10 +1,17 @@
 """Parts are done once, whatever interrupts; what is there was whole."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from processes import free_port
+from runs import ROOT
 
 from gem_ds import bulk
 from gem_ds.errors import InputError
@@ -64,3 +71,58 @@ def test_work_of_other_settings_is_refused_where_there_is_any(tmp_path: Path) ->
         Work(output).run(prompt="b", model="m")
     plan = json.loads((tmp_path / "out.parts" / "plan.json").read_text())
     assert plan == {"prompt": "a", "model": "m", "part": 4}
+
+
+RANK = """
+import os, sys
+from pathlib import Path
+import torch
+from gem_ds import bulk, dist
+from gem_ds.errors import InputError, run
+from gem_ds.text_files import Text
+
+def write(path, texts):
+    if dist.rank() == 1 and path.name == "part-000001.x":
+        if sys.argv[2] == "killed":
+            os.kill(os.getpid(), 9)
+        raise InputError("this rank's disk is full")
+    path.write_text(" ")
+
+def main():
+    with dist.meeting():
+        torch.distributed.init_process_group("gloo")
+    texts = [Text(str(i), "text") for i in range(4)]
+    bulk.run(texts, {}, Path(sys.argv[1]), ".x", write, lambda parts, out: out.touch(), part=1)
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("how", ["failed", "killed"])
+def test_ranks_do_not_wait_for_one_that_is_gone(how: str, tmp_path: Path) -> None:
+    """Nor is there a launcher that would end them."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path / "out"), how],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    began = time.monotonic()
+    try:
+        said = ranks[0].communicate(timeout=60)[1]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert time.monotonic() - began < 60
+    assert ranks[0].returncode == 2, said
+    end = "ended doing part 1: this rank's disk is full" if how == "failed" else "is dead: killed"
+    again = "the same command does what is missing"
+    assert re.search(rf"error \[rank 0\]: rank 1 \(.*\) {end}.*; {again}", said), said
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.parts" / "part-000000.x").exists(), "to go on from"

@@ -5,6 +5,9 @@ Real saves and loads are in test_engine, test_elastic and test_faults.
 
 import json
 import os
+import pickle
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,13 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gem_ds import checkpoint
+from gem_ds import checkpoint, partitions
 from gem_ds.errors import InputError
 from gem_ds.health import Health
 from gem_ds.lock import FILE, Lock
 from gem_ds.saving import Retention, copied
 
-FILES = {"a.pt": b"x" * 1000, "model/config.json": b"{}", "empty.pt": b""}
+FILES = {"a.bin": b"x" * 1000, "model/config.json": b"{}", "empty.bin": b""}
 
 
 def made(run: Path, *steps: int) -> list[Path]:
@@ -56,11 +59,11 @@ def flip(path: Path, at: float) -> None:
 
 
 DAMAGES = {
-    "a byte of a file": lambda folder: flip(folder / "a.pt", 0.5),
-    "its last byte": lambda folder: flip(folder / "a.pt", 1),
-    "the end of a file": lambda folder: os.truncate(folder / "a.pt", 999),
-    "a file": lambda folder: (folder / "empty.pt").unlink(),
-    "a byte more": lambda folder: (folder / "empty.pt").write_bytes(b"x"),
+    "a byte of a file": lambda folder: flip(folder / "a.bin", 0.5),
+    "its last byte": lambda folder: flip(folder / "a.bin", 1),
+    "the end of a file": lambda folder: os.truncate(folder / "a.bin", 999),
+    "a file": lambda folder: (folder / "empty.bin").unlink(),
+    "a byte more": lambda folder: (folder / "empty.bin").write_bytes(b"x"),
     "a byte of the model's": lambda folder: flip(folder / "model" / "config.json", 0),
     "the state's first byte": lambda folder: flip(folder / checkpoint.STATE, 0),
     "a digit in the state": lambda folder: (folder / checkpoint.STATE).write_text(
@@ -81,36 +84,141 @@ def test_what_is_damaged_is_noticed_and_the_one_before_is_taken(name: str, tmp_p
     assert str(second) in warnings[0]
     parts = [checkpoint.damage(second, part, 3) for part in range(3)]
     assert any(parts), "noticed by one of several ranks"
-    DAMAGES[name](first) if "digit" not in name else flip(first / "a.pt", 0)
+    DAMAGES[name](first) if "digit" not in name else flip(first / "a.bin", 0)
     with pytest.raises(InputError, match=r"no checkpoint of .* is whole \(.*; .*; restore one"):
         checkpoint.newest_whole(tmp_path)
 
 
 def test_latest_says_where_to_go_on(tmp_path: Path) -> None:
-    first, second = made(tmp_path, 5, 10)
+    first, _ = made(tmp_path, 5, 10)
     latest = checkpoint.folder_of(tmp_path) / checkpoint.LATEST
-    latest.write_text(first.name)
-    assert checkpoint.find(tmp_path) == first
-    assert checkpoint.newest_whole(tmp_path) == (first, [])
-    latest.write_text("step-00000020")  # its folder is gone
-    assert checkpoint.find(tmp_path) == second
-    for damage in (latest.unlink, lambda: latest.write_text("step-x")):
-        damage()
-        with pytest.raises(InputError, match=rf"such as: echo {second.name} > {latest}"):
-            checkpoint.find(tmp_path)
+    for text in (first.name, "step-5", str(first)):
+        latest.write_text(text)
+        assert checkpoint.find(tmp_path) == first
+        assert checkpoint.newest_whole(tmp_path) == (first, [])
+
+
+def unlink(run: Path, *steps: int) -> None:
+    for path in checkpoint.folders(run):
+        if checkpoint.step_of(path) in steps:
+            shutil.rmtree(path)
+
+
+def write(run: Path, text: bytes) -> None:
+    (checkpoint.folder_of(run) / checkpoint.LATEST).write_bytes(text)
+
+
+def saved(run: Path) -> None:
+    (run / checkpoint.SAVES).write_text('{"step": 5}\n')
+
+
+THERE = r"and there are step-00000005, step-00000010; write .*: echo step-00000010 > "
+CONTRADICTIONS = {  # what happens to a folder with the checkpoints 5 and 10, and what is said of it
+    "latest before all": (
+        lambda run: write(run, b"step-00000001"),
+        r"names .*01, which is not there, " + THERE,
+    ),
+    "latest after all": (
+        lambda run: write(run, b"step-00000020"),
+        r"names .*20, which is not there, " + THERE,
+    ),
+    "latest between": (
+        lambda run: write(run, b"step-00000007"),
+        r"names .*07, which is not there, " + THERE,
+    ),
+    "no name": (lambda run: write(run, b"step-x"), r"does not name a checkpoint, " + THERE),
+    "empty": (lambda run: write(run, b""), r"does not name a checkpoint, " + THERE),
+    "binary": (lambda run: write(run, b"\xff\x00"), r"cannot be read \(.*utf-8.*\), " + THERE),
+    "missing": (
+        lambda run: (checkpoint.folder_of(run) / checkpoint.LATEST).unlink(),
+        r"latest is missing, " + THERE,
+    ),
+    "the named one is gone": (
+        lambda run: unlink(run, 10),
+        r"names .*10, which is not there, and there are step-00000005; write",
+    ),
+    "all are gone": (
+        lambda run: unlink(run, 5, 10),
+        r"has no checkpoint, but \S*latest names step-00000010.*put them back, or .* --output",
+    ),
+    "their folder is gone": (
+        lambda run: (saved(run), shutil.rmtree(checkpoint.folder_of(run))),
+        r"has no checkpoint, but \S*saves\.jsonl tells of some; put them back",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_what_contradicts_itself_is_refused_with_a_cure(name: str, tmp_path: Path) -> None:
+    made(tmp_path, 5, 10)
+    happens, says = CONTRADICTIONS[name]
+    happens(tmp_path)
+    with pytest.raises(InputError, match=says):
+        checkpoint.newest_whole(tmp_path)
+
+
+def test_only_complete_checkpoints_are_found_and_no_copies(tmp_path: Path) -> None:
+    first, second = made(tmp_path, 5, 10)
+    shutil.copytree(first, first.with_name("step-original"))
+    shutil.copytree(first, first.with_name("step-00000007-copy"))
     (second / checkpoint.STATE).unlink()
-    (first / checkpoint.STATE).unlink()
-    with pytest.raises(InputError, match="no checkpoint in"):
-        checkpoint.find(tmp_path)
+    assert checkpoint.found(tmp_path) == [first]
+    assert checkpoint.folders(tmp_path) == [first, second]
+    path, (warning,) = checkpoint.newest_whole(tmp_path)
+    assert path == first
+    assert str(second) in warning
 
 
-def test_the_newest_stay_and_those_of_every_so_many_steps() -> None:
-    paths = [Path(checkpoint.name_of(step)) for step in (10, 20, 30, 40, 50, 60)]
-    assert Retention(2).superfluous(paths, 60) == paths[:4]
-    assert Retention(2, every=20).superfluous(paths, 60) == [paths[0], paths[2]]
-    assert Retention(9).superfluous(paths, 60) == []
+def test_the_first_one_is_named_before_it_has_its_name(tmp_path: Path) -> None:
+    """A run that is killed between the two has none."""
+    (path,) = made(tmp_path, 5)
+    path.rename(path.with_name(f"{path.name}.tmp"))
+    assert checkpoint.newest_whole(tmp_path) == (None, [])
+
+
+def test_a_renamed_checkpoint_is_not_of_that_step(tmp_path: Path) -> None:
+    first, second = made(tmp_path, 5, 10)
+    second.rename(second.with_name("step-00000011"))
+    write(tmp_path, b"step-00000011")
+    path, (warning,) = checkpoint.newest_whole(tmp_path)
+    assert path == first
+    assert "step-00000011 is of step 10" in warning
+
+
+class Harmful:
+    """What a file may have in it that was not made by a run."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch harm",)
+
+
+def test_a_checkpoint_that_would_run_code_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = made(tmp_path, 5, 10)
+    torch.save({"weights": torch.zeros(3), "more": Harmful()}, second / "a.pt")
+    written = {name: checkpoint.entry_of(second / name) for name in [*FILES, "a.pt"]}
+    checkpoint.write_state(second, {"step": 10}, written)
+    path, (warning,) = checkpoint.newest_whole(tmp_path)
+    assert path == first
+    assert re.search(r"a\.pt would run code \(\w+\.system\)", warning)
+    with pytest.raises(pickle.UnpicklingError):
+        partitions.read(second / "a.pt")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_the_newest_stay_and_those_of_every_so_many_steps(tmp_path: Path) -> None:
+    paths = made(tmp_path, 10, 20, 30, 40, 50, 60)
+    assert Retention(2).superfluous(tmp_path, 60) == paths[:4]
+    assert Retention(2, every=20).superfluous(tmp_path, 60) == [paths[0], paths[2]]
+    assert Retention(9).superfluous(tmp_path, 60) == []
     # Set back to 20 and saved at 30: what is later is not ours to remove.
-    assert Retention(1).superfluous(paths, 30) == paths[:2]
+    assert Retention(1).superfluous(tmp_path, 30) == paths[:2]
+    # Half removed: it neither stays nor counts.
+    (paths[4] / checkpoint.STATE).unlink()
+    assert Retention(2).superfluous(tmp_path, 60) == [*paths[:3], paths[4]]
+    assert Retention(2).superfluous(tmp_path, 40) == paths[:2]
 
 
 def test_copies_are_of_their_own_and_what_was_one_stays_one() -> None:
@@ -159,27 +267,61 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         Lock(tmp_path / "file" / "run")
 
 
-def test_a_job_of_another_machine_that_lives_keeps_it(tmp_path: Path) -> None:
-    """There the file system's lock may not be seen."""
-    owner = {"host": "elsewhere", "pid": 7, "job": "12", "time": time.time()}
-    (tmp_path / FILE).write_text(json.dumps(owner))
+OWNER = {"host": "elsewhere", "pid": 7, "job": "12", "time": 0.0}
+
+
+@pytest.mark.parametrize("ahead", [-1e6, 0.0, 1e6])  # its clock
+def test_a_dead_job_of_another_machine_is_waited_for_a_little(
+    ahead: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps({**OWNER, "time": time.time() + ahead}))
     began = time.monotonic()
-    Lock(tmp_path, sign_seconds=0.1).release()  # no other sign comes
-    assert time.monotonic() - began < 5
+    Lock(tmp_path, sign_seconds=0.1).release()
+    assert 0.3 <= time.monotonic() - began < 3
+    said = capsys.readouterr().err
+    assert re.search(r"was left by job 12, process 7 on elsewhere; waiting until \d\d:", said)
+
+
+@pytest.mark.parametrize("ahead", [-1e6, 1e6])
+def test_a_job_of_another_machine_that_lives_keeps_it(ahead: float, tmp_path: Path) -> None:
+    """There the file system's lock may not be seen."""
+    (tmp_path / FILE).write_text(json.dumps(OWNER))
 
     def live() -> None:
         for _ in range(20):
             time.sleep(0.05)
-            (tmp_path / FILE).write_text(json.dumps({**owner, "time": time.time()}))
+            (tmp_path / FILE).write_text(json.dumps({**OWNER, "time": time.time() + ahead}))
 
-    (tmp_path / FILE).write_text(json.dumps({**owner, "time": time.time()}))
     thread = threading.Thread(target=live)
     thread.start()
     with pytest.raises(InputError, match=r"job 12, process 7 on elsewhere"):
         Lock(tmp_path, sign_seconds=0.5)
     thread.join()
-    (tmp_path / FILE).write_text(json.dumps({**owner, "time": time.time() - 100}))
-    Lock(tmp_path).release()
+
+
+def test_a_job_of_another_machine_that_ends_gives_it_back(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps(OWNER))
+    thread = threading.Timer(0.2, lambda: (tmp_path / FILE).write_text(""))
+    thread.start()
+    began = time.monotonic()
+    Lock(tmp_path, sign_seconds=10).release()
+    thread.join()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"7", b'"x"', b"null", b"\xff\x00", b"{", b"{}"])
+def test_a_lock_that_cannot_be_read_is_of_an_unknown_machine(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    Lock(tmp_path, sign_seconds=0.01).release()
+    assert "was left by process unknown on an unknown machine" in capsys.readouterr().err
+
+
+def test_a_lock_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(InputError, match=r"lock\.json is a folder; remove it"):
+        Lock(tmp_path)
 
 
 def test_a_loss_that_leaps_is_told_and_its_rows_are_written_down(tmp_path: Path) -> None:

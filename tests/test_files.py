@@ -1,4 +1,7 @@
 import hashlib
+import os
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,16 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
         path.touch()
     files.remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "b.json"]
+
+
+def test_of_leftovers_only_those_of_dead_processes_here_may_go(tmp_path: Path) -> None:
+    here, ended = socket.gethostname(), subprocess.Popen(["true"])
+    ended.wait()
+    kept = {f"a.json.{here}-{os.getpid()}.tmp", f"a.json.another-{ended.pid}.tmp", "a.b-c.tmp"}
+    for name in (*kept, f"a.json.{here}-{ended.pid}.tmp"):
+        (tmp_path / name).touch()
+    files.remove_leftovers(tmp_path, dead_only=True)
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_sha256(tmp_path: Path) -> None:

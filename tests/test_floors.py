@@ -13,7 +13,7 @@ FLOORS = {
           json_documents delimited folders inputs tables sources row_order tokenization sentences
           documents mixture units manifest shards packing chat tally job texts sharding pool
           local finish prepare_config cluster prepare verification inspection segments positives
-          recipes config ds_json corpus bpe lock ranks stopping watchdog shapes flops expected
+          recipes config ds_json corpus bpe lock claim ranks stopping watchdog shapes flops expected
           zero visits gathering communication activations memory hardware speed ways plan_files
           plan plan_flags plan_advice plan_report long_texts quantization text_files vector_files
           written embed_flags serving_config""",

@@ -15,7 +15,8 @@ from kills_runs import hashes
 from processes import until
 from surviving import assert_finishes, assert_unfinished, begin, command, config, write_corpus
 
-from gem_ds import prepare
+from gem_ds import claim, cluster, prepare
+from gem_ds.errors import InputError
 from gem_ds.manifest import MANIFEST
 
 
@@ -94,6 +95,36 @@ def test_two_runs_at_once(
         assert other.stderr == f"error: another run is writing {output}; wait for it\n"
     assert first.wait(30) == 0
     assert hashes(output) == hashes(undisturbed)
+
+
+def test_a_run_and_tasks_of_a_cluster_keep_each_other_out(
+    corpus: Path, tokenizer_dir: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """What a task is writing is no leftover."""
+    output = tmp_path / "out"
+    plan = begin(corpus, tokenizer_dir, output)
+    living = output / "shard-00000.parquet.another-host-7.tmp"
+    living.touch()
+    with claim.claimed(output, alone=False):
+        with pytest.raises(InputError, match="another run is writing"):
+            prepare.prepare(config(corpus, tokenizer_dir, output))
+        assert living.exists()
+        task = cluster.Share(output, tuple(range(len(plan.units))), workers=1)
+        task(None, 0, 3)
+    assert living.exists()
+    assert len(assert_unfinished(output, killed=True)) == 2
+    with claim.claimed(output, alone=True):
+        for other in (task, cluster.Finish(output, 0.5)):
+            with pytest.raises(InputError, match="another run is writing"):
+                other(None, 1, 3)
+    assert_finishes(config(corpus, tokenizer_dir, output), undisturbed)
+
+
+def test_who_submits_lets_the_tasks_in(tmp_path: Path) -> None:
+    with claim.claimed(tmp_path / "out", alone=True) as let_others_in:
+        let_others_in()
+        with claim.claimed(tmp_path / "out", alone=False):
+            pass
 
 
 def test_shares_at_once(

@@ -20,6 +20,7 @@ VALUES = {
 
 
 def logged(run: Path, steps: int, first: int = 0, until: int | None = None) -> None:
+    run.mkdir(exist_ok=True)
     log = Metrics(run, first, steps, enabled=True)
     for step in range(first, steps if until is None else until):
         log.log(step, {**VALUES, "speed/loop_seconds": 999.0 if step == first else 120.0})
@@ -51,8 +52,44 @@ def test_after_the_first_steps_the_run_says_how_long_it_takes(
     logged(tmp_path, 1000, first=100, until=110)
     said = capsys.readouterr().out
     assert said.splitlines() == ["120 s a step: about 29.8 hours for the 895 to come"]
-    logged(tmp_path, 5)
+    logged(tmp_path / "another", 5)
     assert capsys.readouterr().out == "", "nothing is left"
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_lines_that_are_taken_again_go_and_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / metrics.FILE
+    logged(tmp_path, 6)
+    with path.open("ab") as file:
+        file.write(b'[1]\n{"step": "7"}\n\xff\n{"step": 6, "lo')
+    capsys.readouterr()
+    logged(tmp_path, 6, first=4)
+    assert steps(path) == list(range(6))
+    assert capsys.readouterr().out.splitlines() == [
+        f"{path} loses its lines of steps 4 to 5, taken again now",
+        f"WARNING: {path} loses 3 lines that are not of metrics",
+    ]
+    logged(tmp_path, 8, first=6)
+    assert steps(path) == list(range(8))
+    assert capsys.readouterr().out == "", "nothing is lost"
+
+
+def test_lines_of_a_start_from_nothing_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in (3, 2, 1):
+        logged(tmp_path, n)
+    kept = {name: steps(tmp_path / name) for name in ("metrics-1.jsonl", "metrics-2.jsonl")}
+    assert kept == {"metrics-1.jsonl": [0, 1, 2], "metrics-2.jsonl": [0, 1]}
+    assert steps(tmp_path / metrics.FILE) == [0]
+    assert "metrics.jsonl, of a start that made no checkpoint, is metrics-2.jsonl now" in (
+        capsys.readouterr().out
+    )
 
 
 def test_durations_for_people() -> None:
