@@ -41,11 +41,6 @@ class DecodingBatch:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def places(self, final: Sequence[int]) -> int:
-        """Places that the cache must have once texts of these final lengths have joined."""
-        together = [*self.final, *final]
-        return len(together) * _rounded(max(together))
-
     @torch.inference_mode()
     def join(self, documents: Sequence[Ids], final: Sequence[int]) -> Tensor:
         """(documents, V) logits of what follows each document; the texts are the last ones now.
@@ -163,6 +158,11 @@ class _Step:
             sinks = sinks.view(n_groups, -1, 1)
         out = weighted(q_BGQH, keys, values, mask_BL[:, None, None], scale, cap, sinks)
         return out.flatten(1, 2)
+
+
+def places(final: Sequence[int]) -> int:
+    """Places that the cache must have for texts that may come to have so many tokens."""
+    return len(final) * _rounded(max(final))
 
 
 def _rounded(length: int) -> int:

@@ -1,0 +1,84 @@
+"""Whose turn it is: what waits, taken of each client in turn, and of each of its requests in turn.
+
+So neither a request of thousands of texts nor a client of hundreds of requests keeps others
+waiting.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from gem_ds.serving_jobs import Ticket
+
+Item = TypeVar("Item")
+Holder = TypeVar("Holder", bound=Any)
+
+
+class Turns(Generic[Item]):
+    """Items of requests that wait for their turn."""
+
+    def __init__(self) -> None:
+        self._clients: OrderedDict[str, OrderedDict[Ticket, deque[Item]]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._clients)
+
+    def add(self, ticket: Ticket, item: Item, first: bool = False) -> None:
+        """Put an item behind the others of its request, or before them."""
+        requests = self._clients.setdefault(ticket.client, OrderedDict())
+        items = requests.setdefault(ticket, deque())
+        if first:
+            items.appendleft(item)
+        else:
+            items.append(item)
+
+    def waiting(self) -> Iterator[Item]:
+        """The first item of each request, whose turn it is first."""
+        for requests in list(self._clients.values()):
+            for items in list(requests.values()):
+                yield items[0]
+
+    def take(self, ticket: Ticket) -> Item:
+        """Take out the first item of a request, which is the last of its client now, and that the
+        last of all."""
+        requests = self._clients[ticket.client]
+        item = requests[ticket].popleft()
+        requests.move_to_end(ticket)
+        self._clients.move_to_end(ticket.client)
+        if not requests[ticket]:
+            self.drop(ticket)
+        return item
+
+    def drop(self, ticket: Ticket) -> None:
+        """Take out all items of a request."""
+        requests = self._clients.get(ticket.client, OrderedDict())
+        requests.pop(ticket, None)
+        if not requests:
+            self._clients.pop(ticket.client, None)
+
+    def tickets(self) -> Iterator[Ticket]:
+        """The requests that have something waiting."""
+        for requests in list(self._clients.values()):
+            yield from list(requests)
+
+
+def gives_way(ticket: Ticket, holders: Sequence[Holder], places: Sequence[Ticket]) -> Holder | None:
+    """Which of those that hold a place gives it to a text of this request, if any.
+
+    `places` has the request of every place. A holder has a `ticket`, and is `settled` once it has
+    had its place for a while: then it gives way where its client, or its request if the client is
+    the same, has more places; before, where it would still have as many.
+    """
+    clients, requests = Counter(one.client for one in places), Counter(places)
+
+    def has_more(holder: Holder) -> bool:
+        if holder.ticket.client == ticket.client:
+            more = requests[holder.ticket] - requests[ticket]
+        else:
+            more = clients[holder.ticket.client] - clients[ticket.client]
+        return more > (0 if holder.settled else 1)
+
+    def share(holder: Holder) -> tuple[int, int]:
+        return clients[holder.ticket.client], requests[holder.ticket]
+
+    return max(filter(has_more, holders), key=share, default=None)
