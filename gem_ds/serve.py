@@ -89,7 +89,8 @@ def serve(config: ServeConfig) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens on the address: who calls while the model loads waits for that."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    # By the protocol's number, asyncio knows those that send answers at once from those that wait.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

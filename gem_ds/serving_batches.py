@@ -30,7 +30,7 @@ from gem_ds.tokenization import Ids
 from gem_ds.written import Written
 
 EMBED, WRITE = "embed", "write"
-SHARED = 8  # where texts are being written, a stream of texts to embed is so many times shorter
+SHARED = 8  # where others wait for it, a stream of texts is so many times shorter
 SLICE = 64  # tokens that a text writes before it gives way to one whose client has no more places
 _log = logging.getLogger("uvicorn.error")  # the server's log
 
@@ -196,13 +196,12 @@ class Worker(threading.Thread):
             ticket.push(_failure())
 
     def _embed(self) -> None:
-        most = self.config.max_batch_tokens // (SHARED if self._has(WRITE) else 1)
-        budget = self.gem.encoder.at_once(most)
+        budget = self._budget(self._has(WRITE) or self.to_embed.n_clients > 1)
         taken: list[tuple[ToEmbed, int]] = []
         documents: list[Ids] = []
         tokens = 0
         while self.to_embed:
-            job, i = next(self.to_embed.waiting())
+            job, i = next(self.to_embed.waiting())[0]
             if documents and tokens + len(job.documents[i]) > budget:
                 break
             taken.append(self.to_embed.take(job.ticket))
@@ -216,6 +215,11 @@ class Worker(threading.Thread):
                 job.ticket.push(np.stack([row for _, row in sorted(job.rows.items())]))
         self.embedding = set()
         self.metrics.batch(EMBED, len(documents), tokens)
+
+    def _budget(self, shared: bool) -> int:
+        """Tokens to read in a turn, for which others wait if it is shared."""
+        most = self.gem.encoder.at_once(self.config.max_batch_tokens)
+        return most // SHARED if shared else most
 
     def _write(self) -> None:
         if self.writers:
@@ -234,19 +238,24 @@ class Worker(threading.Thread):
     def _joining(self) -> list[_Writer]:
         """Who of those that wait has room beside the others, or is given it."""
         new: list[_Writer] = []
-        budget = self.gem.encoder.at_once(self.config.max_batch_tokens)
+        budget = self._budget(self._has(EMBED) or bool(self.writers))
         more = True
         while more:
             more = False
-            for text in self.to_write.waiting():
-                if new and text.length > budget:
-                    return new
-                if self._has_room(text, new):
-                    new.append(self.to_write.take(text.ticket))
-                    budget -= text.length
-                    more = True
-                elif text.ticket not in {writer.ticket for writer in (*self.writers, *new)}:
-                    return new  # it is given room in a while, unless others come before it
+            for texts in self.to_write.waiting():
+                for text in texts:
+                    if new and text.length > budget:
+                        return new
+                    if self._has_room(text, new):
+                        new.append(self.to_write.take(text.ticket))
+                        budget -= text.length
+                        more = True
+                        break
+                    others = [writer.ticket for writer in (*self.writers, *new)]
+                    if text.ticket.client not in {ticket.client for ticket in others}:
+                        return new  # it is given room in a while, unless others come before it
+                    if text.ticket not in others:
+                        break
         return new
 
     def _has_room(self, text: _Writer, new: Sequence[_Writer]) -> bool:

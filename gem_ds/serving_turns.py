@@ -23,6 +23,11 @@ class Turns(Generic[Item]):
     def __bool__(self) -> bool:
         return bool(self._clients)
 
+    @property
+    def n_clients(self) -> int:
+        """Clients that wait."""
+        return len(self._clients)
+
     def add(self, ticket: Ticket, item: Item, first: bool = False) -> None:
         """Put an item behind the others of its request, or before them."""
         requests = self._clients.setdefault(ticket.client, OrderedDict())
@@ -32,11 +37,10 @@ class Turns(Generic[Item]):
         else:
             items.append(item)
 
-    def waiting(self) -> Iterator[Item]:
-        """The first item of each request, whose turn it is first."""
+    def waiting(self) -> Iterator[list[Item]]:
+        """Of each client the first item of each of its requests, in the order of their turns."""
         for requests in list(self._clients.values()):
-            for items in list(requests.values()):
-                yield items[0]
+            yield [items[0] for items in requests.values()]
 
     def take(self, ticket: Ticket) -> Item:
         """Take out the first item of a request, which is the last of its client now, and that the

@@ -1,10 +1,8 @@
 """A real server sends away what is wrong, too much or too late, says why, and goes on."""
 
-import contextlib
 import json
 import random
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,7 +83,9 @@ def test_limits(strict_server: Served) -> None:
     assert error.value.status_code == 413
     with pytest.raises(openai.BadRequestError, match="5 texts, and this server takes at most 4"):
         client.embeddings.create(model=NAME, input=["a"] * 5)
-    with pytest.raises(openai.BadRequestError, match="1 texts times n = 5, and this server takes at most 4"):
+    with pytest.raises(
+        openai.BadRequestError, match="1 texts times n = 5, and this server takes at most 4"
+    ):
         client.completions.create(model=NAME, prompt="a", n=5)
     with pytest.raises(openai.BadRequestError, match="has no chat template, so it cannot chat"):
         client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "a"}])

@@ -11,7 +11,7 @@ from serving import export_to_serve
 
 from gem_ds.decoding import Sampling
 from gem_ds.inference import GemModel
-from gem_ds.serving_batches import EMBED, SLICE, WRITE, Worker
+from gem_ds.serving_batches import EMBED, WRITE, Worker
 from gem_ds.serving_config import ServeConfig
 from gem_ds.serving_inputs import Inputs, ModelSizes
 from gem_ds.serving_jobs import Piece, Ticket, ToEmbed, ToWrite
