@@ -10,7 +10,8 @@ from gem_ds.errors import InputError, extra
 from gem_ds.serving_config import ServeConfig
 
 BACKLOG = 2048  # connections that the system holds until they are accepted
-MARGIN = 2.0  # seconds after the grace in which the last answers are sent
+# Of the time in which the server ends: when requests end that are under way, and when connections.
+REQUESTS_END, CONNECTIONS_END = 0.8, 0.9
 
 
 def serve(config: ServeConfig) -> None:
@@ -59,13 +60,13 @@ def serve(config: ServeConfig) -> None:
                 log_level="warning",
                 lifespan="off",
                 timeout_keep_alive=int(config.idle_seconds) + 1,
-                timeout_graceful_shutdown=int(config.stop_seconds + MARGIN),
+                timeout_graceful_shutdown=int(config.stop_seconds * CONNECTIONS_END),
             ),
             listening,
             config,
             metrics,
             ended=lambda: worker.failed,
-            stopping=lambda: deadlines.stop(config.stop_seconds),
+            stopping=lambda: deadlines.stop(config.stop_seconds * REQUESTS_END),
         )
         serving_log.install(metrics)
         worker.start()
@@ -78,7 +79,7 @@ def serve(config: ServeConfig) -> None:
         # uvicorn stops at a signal, finishes, and raises the signal again: then that is all.
         signal.signal(signal.SIGTERM, _nothing)
         running.run()
-        worker.close(MARGIN)
+        worker.close(config.stop_seconds * (1 - CONNECTIONS_END))
     if worker.failed:
         sys.exit("error: the model works no more, see above; start the server again")
     if worker.is_alive():

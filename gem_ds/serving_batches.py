@@ -18,63 +18,18 @@ import numpy as np
 from torch import Tensor
 
 from gem_ds import decoding
-from gem_ds.decoding import Chooser
 from gem_ds.decoding_batch import DecodingBatch, places
 from gem_ds.inference import GemModel, sharing_weights
 from gem_ds.serving_config import ServeConfig
-from gem_ds.serving_jobs import Piece, Ticket, ToEmbed, ToWrite
+from gem_ds.serving_jobs import Ticket, ToEmbed, ToWrite, Writer
 from gem_ds.serving_metrics import Metrics
 from gem_ds.serving_schemas import ApiError
-from gem_ds.serving_turns import Turns, gives_way
+from gem_ds.serving_turns import Shares, Turns, gives_way
 from gem_ds.tokenization import Ids
-from gem_ds.written import Written
 
 EMBED, WRITE = "embed", "write"
 SHARED = 8  # where others wait for it, a stream of texts is so many times shorter
-SLICE = 64  # tokens that a text writes before it gives way to one whose client has no more places
 _log = logging.getLogger("uvicorn.error")  # the server's log
-
-
-class _Writer:
-    """A text that is being written, or waits for that."""
-
-    def __init__(self, job: ToWrite) -> None:
-        self.job, self.ticket = job, job.ticket
-        self.final = len(job.prompt) + job.n_tokens  # tokens that it may come to have
-        self.joined = 0  # tokens that were written when it joined the batch
-
-    def join(self, gem: GemModel) -> Ids:
-        """What is to be read before the next token: the prompt, and what is written already."""
-        if not self.job.tokens:
-            self.chooser = Chooser(gem.lm, self.job.sampling)
-            self.written = Written(gem.vocab, self.job.prompt, self.job.stop)
-        self.joined = len(self.job.tokens)
-        return np.concatenate([self.job.prompt, np.array(self.job.tokens, dtype=np.int32)])
-
-    @property
-    def length(self) -> int:
-        """Tokens so far, the prompt's with them."""
-        return len(self.job.prompt) + len(self.job.tokens)
-
-    @property
-    def settled(self) -> bool:
-        """Whether it has written for a while since it joined."""
-        return len(self.job.tokens) - self.joined >= SLICE
-
-    def take(self, token: int, ends: set[int]) -> bool:
-        """Tell the request what a token adds; whether it was the last."""
-        self.job.tokens.append(token)
-        text = "" if token in ends else self.written.add(token)
-        reason = None
-        if token in ends or self.written.stopped:
-            reason = "stop"
-        elif len(self.job.tokens) == self.job.n_tokens:
-            reason = "length"
-        if reason is not None:
-            text += self.written.end()
-        if text or reason:
-            self.job.ticket.push(Piece(self.job.choice, text, len(self.job.tokens), reason))
-        return reason is not None
 
 
 class Worker(threading.Thread):
@@ -85,11 +40,14 @@ class Worker(threading.Thread):
         self.gem, self.config, self.metrics = gem, config, metrics
         self.batch = DecodingBatch(sharing_weights(gem.lm))
         self.ends = decoding.end_tokens(gem.lm, gem.vocab)
-        self.writers: list[_Writer] = []  # of the texts of the batch, in its order
+        self.writers: list[Writer] = []  # of the texts of the batch, in its order
         self.to_embed: Turns[tuple[ToEmbed, int]] = Turns()  # a request, and which of its texts
         self.embedding: set[Ticket] = set()  # whose texts are in the stream under way
-        self.to_write: Turns[_Writer] = Turns()
+        self.to_write: Turns[Writer] = Turns()
         self.spent = {EMBED: 0.0, WRITE: 0.0}  # seconds, while there was both to do
+        self.shares = Shares()
+        # Where a step's time grows with its texts; on a GPU it hardly does.
+        self.shares_time = gem.lm.device.type == "cpu"
         self.since: float | None = None  # when the turn began that is under way
         self._came: deque[ToEmbed | ToWrite] = deque()
         self._wake = threading.Condition()
@@ -131,11 +89,14 @@ class Worker(threading.Thread):
         kind: str | None = WRITE  # whoever leaves may leave the batch of what is written
         try:
             self._drop_cancelled()
-            kind = self._next_kind()
+            clients = self._clients(EMBED) | self._clients(WRITE)
+            if self.shares_time:
+                clients = self.shares.next(clients)
+            kind = self._next_kind(clients)
             if kind == EMBED:
-                self._embed()
+                self._embed(clients)
             elif kind == WRITE:
-                self._write()
+                self._write(clients)
         except Exception:
             _log.exception("the model failed")
             self._fail(kind)
@@ -157,14 +118,19 @@ class Worker(threading.Thread):
                     for i in range(len(job.documents)):
                         self.to_embed.add(job.ticket, (job, i))
                 else:
-                    self.to_write.add(job.ticket, _Writer(job))
+                    self.to_write.add(job.ticket, Writer(job))
         return self._has(EMBED) or self._has(WRITE) or not self._closing
 
     def _has(self, kind: str) -> bool:
         return bool(self.to_embed if kind == EMBED else self.to_write or self.writers)
 
-    def _next_kind(self) -> str | None:
-        kinds = [kind for kind in (WRITE, EMBED) if self._has(kind)]
+    def _clients(self, kind: str) -> set[str]:
+        if kind == EMBED:
+            return self.to_embed.clients
+        return self.to_write.clients | {writer.ticket.client for writer in self.writers}
+
+    def _next_kind(self, clients: set[str]) -> str | None:
+        kinds = [kind for kind in (WRITE, EMBED) if clients & self._clients(kind)]
         return min(kinds, key=lambda kind: self.spent[kind]) if kinds else None
 
     def _drop_cancelled(self) -> None:
@@ -195,13 +161,14 @@ class Worker(threading.Thread):
         for ticket in tickets:
             ticket.push(_failure())
 
-    def _embed(self) -> None:
-        budget = self._budget(self._has(WRITE) or self.to_embed.n_clients > 1)
+    def _embed(self, clients: set[str]) -> None:
+        budget = self._budget(self._has(WRITE) or len(self.to_embed.clients) > 1)
+        began = time.monotonic()
         taken: list[tuple[ToEmbed, int]] = []
         documents: list[Ids] = []
         tokens = 0
-        while self.to_embed:
-            job, i = next(self.to_embed.waiting())[0]
+        while texts := next(self.to_embed.waiting(clients), None):
+            job, i = texts[0]
             if documents and tokens + len(job.documents[i]) > budget:
                 break
             taken.append(self.to_embed.take(job.ticket))
@@ -214,6 +181,7 @@ class Worker(threading.Thread):
             if len(job.rows) == len(job.documents):
                 job.ticket.push(np.stack([row for _, row in sorted(job.rows.items())]))
         self.embedding = set()
+        self.shares.charge([job.ticket.client for job, _ in taken], time.monotonic() - began)
         self.metrics.batch(EMBED, len(documents), tokens)
 
     def _budget(self, shared: bool) -> int:
@@ -221,28 +189,36 @@ class Worker(threading.Thread):
         most = self.gem.encoder.at_once(self.config.max_batch_tokens)
         return most // SHARED if shared else most
 
-    def _write(self) -> None:
-        if self.writers:
-            logits_BV = self.batch.step([writer.job.tokens[-1] for writer in self.writers])
-            self.metrics.batch(WRITE, len(self.writers), len(self.writers))
-            self._advance(0, logits_BV)
-        new = self._joining()
+    def _write(self, clients: set[str]) -> None:
+        began = time.monotonic()
+        writing = [i for i, w in enumerate(self.writers) if w.ticket.client in clients]
+        if writing:
+            tokens = [self.writers[i].job.tokens[-1] for i in writing]
+            logits_BV = self.batch.step(tokens, writing)
+            self.shares.charge(
+                [self.writers[i].ticket.client for i in writing], time.monotonic() - began
+            )
+            self.metrics.batch(WRITE, len(writing), len(writing))
+            self._advance(writing, logits_BV)
+        began = time.monotonic()
+        new = self._joining(clients)
         if new:
             first = len(self.writers)
             self.writers += new
             texts = [writer.join(self.gem) for writer in new]
             logits_DV = self.batch.join(texts, [writer.final for writer in new])
+            self.shares.charge([w.ticket.client for w in new], time.monotonic() - began)
             self.metrics.batch("read", len(new), sum(map(len, texts)))
-            self._advance(first, logits_DV)
+            self._advance(range(first, len(self.writers)), logits_DV)
 
-    def _joining(self) -> list[_Writer]:
+    def _joining(self, clients: set[str]) -> list[Writer]:
         """Who of those that wait has room beside the others, or is given it."""
-        new: list[_Writer] = []
+        new: list[Writer] = []
         budget = self._budget(self._has(EMBED) or bool(self.writers))
         more = True
         while more:
             more = False
-            for texts in self.to_write.waiting():
+            for texts in self.to_write.waiting(clients):
                 for text in texts:
                     if new and text.length > budget:
                         return new
@@ -258,7 +234,7 @@ class Worker(threading.Thread):
                         break
         return new
 
-    def _has_room(self, text: _Writer, new: Sequence[_Writer]) -> bool:
+    def _has_room(self, text: Writer, new: Sequence[Writer]) -> bool:
         """Whether a text has room beside the batch and those that join it. Who of the batch gives
         way for it waits again."""
         stay = list(self.writers)
@@ -273,19 +249,20 @@ class Worker(threading.Thread):
         self._leave(leaving)
         return True
 
-    def _fit(self, texts: Sequence[_Writer]) -> bool:
+    def _fit(self, texts: Sequence[Writer]) -> bool:
         """Whether so many texts can be written together; one always can."""
         taken = places([text.final for text in texts])
         few = len(texts) <= self.config.max_together and taken <= self.config.max_cache_tokens
         return few or len(texts) == 1
 
-    def _advance(self, first: int, logits: Tensor) -> None:
-        """Give the writers from `first` on their next tokens."""
-        tokens = decoding.choose([writer.chooser for writer in self.writers[first:]], logits)
+    def _advance(self, numbers: Sequence[int], logits: Tensor) -> None:
+        """Give the writers with these numbers their next tokens."""
+        writers = [self.writers[i] for i in numbers]
+        tokens = decoding.choose([writer.chooser for writer in writers], logits)
         done = [
             i
-            for i, token in enumerate(tokens, start=first)
-            if self.writers[i].take(token, self.ends)
+            for i, writer, token in zip(numbers, writers, tokens, strict=True)
+            if writer.take(token, self.ends)
         ]
         self._leave(done)
 

@@ -71,7 +71,10 @@ class ServeConfig:
         30.0, "a connection without a new request is closed after so long", real(1e-3, 1e6)
     )
     stop_seconds: float = _flag(
-        30.0, "what is under way when the server is asked to stop has so long", real(0, 1e6)
+        30.0,
+        "the server ends in so many seconds when it is asked to stop; what is under way has most "
+        "of them",
+        real(0, 1e6),
     )
     readers: int = _flag(
         2, "processes that read requests; from 2 on, one is for small ones alone", whole(1, 256)

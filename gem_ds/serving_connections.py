@@ -1,8 +1,9 @@
 """Connections: how many there may be, and how long each may wait for its client.
 
 uvicorn limits how long a connection is idle between two requests, but neither how long a request
-takes to come nor how many connections are open. Its protocol for HTTP is extended by that here, and
-its server by a way of accepting connections that stops where files run out.
+takes to come nor how many connections are open. Here its server is extended by that, and by a way
+of accepting connections that stops where files run out. A connection itself is in
+`serving_protocol`.
 """
 
 import asyncio
@@ -16,173 +17,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gem_ds.errors import InputError
 from gem_ds.serving_config import ServeConfig
 from gem_ds.serving_door import BODIES, largest_body
 from gem_ds.serving_metrics import Metrics
+from gem_ds.serving_protocol import Connection
 
 AT_ONCE = 64  # connections that are accepted in a turn of the loop
 EVICTED = 16  # when there are too many, one of so many is closed
 PAUSE = 0.1  # seconds without accepting, where there is no room
 SWEEP = 5  # of uvicorn's ticks of 0.1 seconds, from one look at all connections to the next
 LINGER = 1.0  # seconds more for a client to take the answer to a body that does not come
-PROBE = 5.0  # seconds from one try to find out whether a client is still there to the next
 OWN_FILES = 64  # that the server may open beside connections
-MANY_CHUNKS, SMALL_CHUNK = 1000, 64  # more pieces of a body than so many have so many bytes or more
 NO_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-CLOSED, CLOSE_WAIT = 7, 8  # TCP's states in Linux: both sides have ended, the client has
 _log = logging.getLogger("uvicorn.error")  # the server's log
-
-
-class _Parser(h11.Connection):
-    """h11's, which refuses a body in very many tiny pieces: each costs as much as a large one."""
-
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER)
-        self.pieces = self.size = 0
-
-    def next_event(self) -> Any:
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            self.pieces = self.size = 0
-        elif isinstance(event, h11.Data):
-            self.pieces += 1
-            self.size += len(event.data)
-            if self.pieces > MANY_CHUNKS and self.size < SMALL_CHUNK * self.pieces:
-                raise h11.RemoteProtocolError("a body in pieces that are too small")
-        return event
-
-
-class _Transport:
-    """A connection's transport, which closes so that the client gets what has been sent: the
-    system would take it back if there were something of the client's that nobody has read."""
-
-    def __init__(self, transport: asyncio.Transport, unread: Callable[[], bool]) -> None:
-        self._transport, self._unread = transport, unread
-        self.lingers = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def is_closing(self) -> bool:
-        return self.lingers or self._transport.is_closing()
-
-    def close(self) -> None:
-        if self.lingers or not self._unread() or not self._transport.can_write_eof():
-            self._transport.close()
-        elif not self._transport.is_closing():
-            self.lingers = True
-            self._transport.write_eof()
-            self._transport.resume_reading()
-
-
-class Connection(H11Protocol):
-    """One connection, which knows for what of its client it waits, and since when."""
-
-    def __init__(self, listener: "Listener") -> None:
-        super().__init__(listener.config, listener.server_state, listener.lifespan.state)
-        self.listener = listener
-        self.conn = _Parser()
-        self.ended = False  # the client sends nothing more
-        self.probed = -PROBE
-        self.since = self.began = time.monotonic()
-        self._seen: Any = None
-
-    def awaits(self) -> str | None:
-        """What is missing: head, body, idle (another request) or answer (to be taken). None where
-        the server is at work."""
-        theirs = self.conn.their_state
-        if self.transport.lingers:
-            return "head" if theirs is h11.ERROR else "body"
-        if self.transport.get_write_buffer_size():
-            return "answer"
-        if theirs is h11.SEND_BODY:
-            return "body"
-        if theirs is h11.IDLE:
-            return "head" if self.cycle is None or self.conn.trailing_data[0] else "idle"
-        return None
-
-    def look(self, now: float) -> str | None:
-        """`awaits`, noting since when."""
-        awaits = self.awaits()
-        if (awaits, self.cycle) != self._seen:
-            self.since = now
-            if self.cycle is not (self._seen and self._seen[1]):
-                self.began = now
-            self._seen = awaits, self.cycle
-        return awaits
-
-    def drop(self, why: str) -> None:
-        """Close it at once, whatever is under way."""
-        self.listener.metrics.closed.labels(why).inc()
-        self.transport.abort()
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(_Transport(transport, self._unread))  # type: ignore[arg-type]
-
-    def _unread(self) -> bool:
-        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR) and not self.ended
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.listener.lost(self)
-
-    def data_received(self, data: bytes) -> None:
-        if self.transport.lingers:
-            return
-        try:
-            super().data_received(data)
-        except h11.LocalProtocolError:  # what is wrong comes in the middle of an answer
-            self.transport.abort()
-        reads = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is not h11.DONE
-        self.listener.received(self, len(data) if reads else 0)
-
-    def eof_received(self) -> bool:
-        """Whether there is something to answer still: a client may only have ended what it sends.
-
-        If it has left, the system says so when something is sent to it. An interim answer, which
-        clients pass over, is such a thing.
-        """
-        self.ended = True
-        if self.transport.lingers or not self._answers():
-            return False
-        self.find_out()
-        self.loop.call_later(PAUSE, self.find_out)
-        return True
-
-    def _answers(self) -> bool:
-        done = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
-        return done and self.cycle is not None and not self.cycle.response_complete
-
-    def find_out(self) -> None:
-        """Close the connection if the client has left for good, which is found out in a while."""
-        state = _tcp_state(self.transport.get_extra_info("socket"))
-        if state == CLOSED:
-            self.transport.abort()
-        elif state == CLOSE_WAIT and self._answers() and self.conn.our_state is h11.SEND_RESPONSE:
-            now, knows = time.monotonic(), self.conn.their_http_version != b"1.0"
-            if knows and now - self.probed > PROBE:
-                self.probed = now
-                told = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
-                self.transport.write(self.conn.send(told))
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.ended and self.cycle.response_complete:
-            self.transport.close()
-
-    def shutdown(self) -> None:
-        """End, when what is under way has been answered."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.keep_alive = False
-        elif self.transport.get_write_buffer_size():
-            self.transport.close()
-        else:
-            self.transport.abort()
 
 
 class Listener(uvicorn.Server):
@@ -244,12 +94,16 @@ class Listener(uvicorn.Server):
         while sum(self.bodies.values()) > self.most_bytes:
             oldest = next(iter(self.bodies))
             del self.bodies[oldest]
-            oldest.drop("room")
+            self._drop(oldest, "room")
 
     def lost(self, connection: Connection) -> None:
         """A connection has ended."""
         self.bodies.pop(connection, None)
         self.metrics.connections.set(self._n_open())
+
+    def _drop(self, connection: Connection, why: str) -> None:
+        self.metrics.closed.labels(why).inc()
+        connection.transport.abort()
 
     def _n_open(self) -> int:
         return len(self.server_state.connections) + len(self._joining)
@@ -259,7 +113,7 @@ class Listener(uvicorn.Server):
         for connection in list(self.server_state.connections):
             awaits = connection.look(now)
             if awaits and now - connection.since > self.seconds[awaits]:
-                connection.drop(awaits)
+                self._drop(connection, awaits)
             elif awaits == "answer" and now - connection.began > self.limits.timeout_seconds:
                 connection.flow.resume_writing()  # a stream writes its last event, and ends
             elif awaits is None:
@@ -317,7 +171,7 @@ class Listener(uvicorn.Server):
         waiting = [one for one in self.server_state.connections if one.look(now)]
         waiting.sort(key=lambda one: one.since)
         for connection in waiting[: max(self.most // EVICTED, 1)]:
-            connection.drop("room")
+            self._drop(connection, "room")
         return bool(waiting)
 
 
@@ -344,12 +198,3 @@ def room(most: int) -> int:
         file=sys.stderr,
     )
     return soft - own
-
-
-def _tcp_state(sock: Any) -> int | None:
-    if not hasattr(socket, "TCP_INFO"):
-        return None
-    try:
-        return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
-    except OSError:
-        return None

@@ -7,10 +7,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gem_ds.decoding import Sampling
+import numpy as np
+
+from gem_ds.decoding import Chooser, Sampling
 from gem_ds.encode import Vectors
+from gem_ds.inference import GemModel
 from gem_ds.serving_schemas import ApiError
 from gem_ds.tokenization import Ids
+from gem_ds.written import Written
+
+SLICE = 64  # tokens that a text writes before it gives way to one whose client has no more places
 
 
 class Piece(NamedTuple):
@@ -90,3 +96,45 @@ class ToWrite:
     choice: int
     ticket: Ticket
     tokens: list[int] = field(default_factory=list)
+
+
+class Writer:
+    """A text that is being written, or waits for that."""
+
+    def __init__(self, job: ToWrite) -> None:
+        self.job, self.ticket = job, job.ticket
+        self.final = len(job.prompt) + job.n_tokens  # tokens that it may come to have
+        self.joined = 0  # tokens that were written when it joined the batch
+
+    def join(self, gem: GemModel) -> Ids:
+        """What is to be read before the next token: the prompt, and what is written already."""
+        if not self.job.tokens:
+            self.chooser = Chooser(gem.lm, self.job.sampling)
+            self.written = Written(gem.vocab, self.job.prompt, self.job.stop)
+        self.joined = len(self.job.tokens)
+        return np.concatenate([self.job.prompt, np.array(self.job.tokens, dtype=np.int32)])
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, the prompt's with them."""
+        return len(self.job.prompt) + len(self.job.tokens)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has written for a while since it joined."""
+        return len(self.job.tokens) - self.joined >= SLICE
+
+    def take(self, token: int, ends: set[int]) -> bool:
+        """Tell the request what a token adds; whether it was the last."""
+        self.job.tokens.append(token)
+        text = "" if token in ends else self.written.add(token)
+        reason = None
+        if token in ends or self.written.stopped:
+            reason = "stop"
+        elif len(self.job.tokens) == self.job.n_tokens:
+            reason = "length"
+        if reason is not None:
+            text += self.written.end()
+        if text or reason:
+            self.job.ticket.push(Piece(self.job.choice, text, len(self.job.tokens), reason))
+        return reason is not None

@@ -1,17 +1,18 @@
-"""Whose turn it is: what waits, taken of each client in turn, and of each of its requests in turn.
+"""Whose turn it is: of each client in turn, and of each of its requests in turn.
 
 So neither a request of thousands of texts nor a client of hundreds of requests keeps others
-waiting.
+waiting: in the order of what waits, in the places of what is written, and in time.
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from gem_ds.serving_jobs import Ticket
 
 Item = TypeVar("Item")
 Holder = TypeVar("Holder", bound=Any)
+BEHIND = 0.05  # seconds that a client has had less than another before it goes on alone
 
 
 class Turns(Generic[Item]):
@@ -24,9 +25,9 @@ class Turns(Generic[Item]):
         return bool(self._clients)
 
     @property
-    def n_clients(self) -> int:
-        """Clients that wait."""
-        return len(self._clients)
+    def clients(self) -> set[str]:
+        """Who waits."""
+        return set(self._clients)
 
     def add(self, ticket: Ticket, item: Item, first: bool = False) -> None:
         """Put an item behind the others of its request, or before them."""
@@ -37,10 +38,11 @@ class Turns(Generic[Item]):
         else:
             items.append(item)
 
-    def waiting(self) -> Iterator[list[Item]]:
-        """Of each client the first item of each of its requests, in the order of their turns."""
-        for requests in list(self._clients.values()):
-            yield [items[0] for items in requests.values()]
+    def waiting(self, clients: Container[str]) -> Iterator[list[Item]]:
+        """Of each of these clients the first item of each of its requests, in their order."""
+        for client, requests in list(self._clients.items()):
+            if client in clients:
+                yield [items[0] for items in requests.values()]
 
     def take(self, ticket: Ticket) -> Item:
         """Take out the first item of a request, which is the last of its client now, and that the
@@ -86,3 +88,27 @@ def gives_way(ticket: Ticket, holders: Sequence[Holder], places: Sequence[Ticket
         return clients[holder.ticket.client], requests[holder.ticket]
 
     return max(filter(has_more, holders), key=share, default=None)
+
+
+class Shares:
+    """The seconds that each client has had of the model."""
+
+    def __init__(self) -> None:
+        self.had: dict[str, float] = {}
+
+    def charge(self, clients: Sequence[str], seconds: float) -> None:
+        """Divide time among the clients of the texts that it was for."""
+        for client in clients:
+            self.had[client] = self.had.get(client, 0.0) + seconds / len(clients)
+
+    def next(self, clients: set[str]) -> set[str]:
+        """Who of those that have something to do is next: all, unless some are behind others.
+
+        Those that had nothing to do before begin like the one that has had least.
+        """
+        least = min((self.had[one] for one in clients if one in self.had), default=0.0)
+        self.had = {one: self.had.get(one, least) for one in clients}
+        middle = (least + max(self.had.values(), default=0.0)) / 2
+        if middle - least < BEHIND / 2:
+            return clients
+        return {one for one in clients if self.had[one] < middle}

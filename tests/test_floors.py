@@ -27,8 +27,8 @@ FLOORS = {
           inference embed_files decoding_batch""",
     3: """assemble preflight build rehearsal engine evaluate serving_answers serving_metrics
           serving_log serving_jobs serving_turns serving_batches serving_deadlines serving_door
-          serving_connections server serve eval_results eval_data eval_tasks eval_items eval_mteb
-          eval_lm eval_reconstruct eval_scores eval_compare""",
+          serving_protocol serving_connections server serve eval_results eval_data eval_tasks
+          eval_items eval_mteb eval_lm eval_reconstruct eval_scores eval_compare""",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.
