@@ -16,7 +16,7 @@ from served import NAME
 
 EMBEDDINGS, COMPLETIONS, CHAT = "/v1/embeddings", "/v1/completions", "/v1/chat/completions"
 MEGABYTE = 1_000_000
-LOW_PRIORITY = 10  # of the attackers' process: they stand for other machines
+LOW_PRIORITY = 5  # of the attackers' process: they stand for other machines
 SECONDS = 20.0  # that an attacker waits for an answer
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -239,7 +239,7 @@ ATTACKS = {
 }
 
 
-async def _attack(port: int, names: list[str], end: Any) -> dict[str, int]:
+async def _attack(port: int, names: list[str], begun: Any, end: Any) -> dict[str, int]:
     attackers = Attackers(port)
 
     async def again(name: str) -> None:
@@ -249,6 +249,8 @@ async def _attack(port: int, names: list[str], end: Any) -> dict[str, int]:
             await asyncio.sleep(0.05)
 
     tasks = [asyncio.ensure_future(again(name)) for name in names for _ in range(ATTACKS[name])]
+    await asyncio.sleep(1)  # by when all of them have begun
+    begun.set()
     await asyncio.to_thread(end.wait)
     for task in tasks:
         task.cancel()
@@ -259,21 +261,22 @@ async def _attack(port: int, names: list[str], end: Any) -> dict[str, int]:
     return dict(attackers.seen)
 
 
-def _run(port: int, names: list[str], end: Any, pipe: Any) -> None:
+def _run(port: int, names: list[str], begun: Any, end: Any, pipe: Any) -> None:
     os.nice(LOW_PRIORITY)
-    pipe.send(asyncio.run(_attack(port, names, end)))
+    pipe.send(asyncio.run(_attack(port, names, begun, end)))
 
 
 @contextlib.contextmanager
 def attacking(port: int, names: list[str], seen: Counter[str]) -> Any:
-    """Attack a server from a process of its own meanwhile; `seen` is what came of it."""
+    """Attack a server from a process of its own, from now on; `seen` is what came of it."""
     spawning = multiprocessing.get_context("spawn")
-    end = spawning.Event()
+    begun, end = spawning.Event(), spawning.Event()
     near, far = spawning.Pipe(duplex=False)
-    process = spawning.Process(target=_run, args=(port, names, end, far), daemon=True)
+    process = spawning.Process(target=_run, args=(port, names, begun, end, far), daemon=True)
     process.start()
     far.close()
     try:
+        assert begun.wait(60)
         yield
     finally:
         end.set()
