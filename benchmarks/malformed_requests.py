@@ -12,7 +12,6 @@ EMBEDDINGS, COMPLETIONS, CHAT = ROUTES = (
 )
 GIVES = {EMBEDDINGS: "input", COMPLETIONS: "prompt", CHAT: "messages"}
 WRONG = {"nan": float("nan"), "inf": float("inf"), "big": 10**400, "deep": [[[[[[[[1]]]]]]]]}
-SPACES = ["", " ", "\n\t  ", "\u2003"]
 
 
 class Malformed(NamedTuple):
@@ -90,11 +89,10 @@ def _unknown(rng: random.Random, route: str, good: Any, *_: Any) -> tuple[str, s
     return _changed(route, good, **{rng.choice(["frobnicate", "Input", "model ", "__class__"]): 1})
 
 
-def _blank(rng: random.Random, route: str, good: Any, *_: Any) -> tuple[str, str, bytes]:
-    text = rng.choice(SPACES)
-    value: Any = [{"role": "user", "content": text}] if route == CHAT else text
+def _empty(rng: random.Random, route: str, good: Any, *_: Any) -> tuple[str, str, bytes]:
+    value: Any = [{"role": "user", "content": ""}] if route == CHAT else ""
     if route != CHAT and rng.random() < 0.3:
-        value = ["fine", text]
+        value = ["fine", ""]
     return _changed(route, good, **{GIVES[route]: value})
 
 
@@ -183,7 +181,7 @@ WAYS = {
     "other model": _other_model,
     "missing": _missing,
     "unknown field": _unknown,
-    "blank": _blank,
+    "empty": _empty,
     "long": _long,
     "wrong text": _wrong_text,
     "wrong ids": _wrong_ids,

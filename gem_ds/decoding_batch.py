@@ -41,11 +41,6 @@ class DecodingBatch:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def places(self, final: Sequence[int]) -> int:
-        """Places that the cache must have once texts of these final lengths have joined."""
-        together = [*self.final, *final]
-        return len(together) * _rounded(max(together))
-
     @torch.inference_mode()
     def join(self, documents: Sequence[Ids], final: Sequence[int]) -> Tensor:
         """(documents, V) logits of what follows each document; the texts are the last ones now.
@@ -63,17 +58,21 @@ class DecodingBatch:
         return logits_DV
 
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """(B, V) logits of what follows when these tokens (B,) are the texts' next."""
-        at_B = torch.tensor(self.lengths, device=self.lm.device)
+    def step(self, tokens: Sequence[int], rows: Sequence[int] | None = None) -> Tensor:
+        """(B, V) logits of what follows when these tokens (B,) are the texts' next: of all texts,
+        or of those with these numbers (B,)."""
+        rows = range(len(self)) if rows is None else rows
+        at = [self.lengths[row] for row in rows]
+        at_B = torch.tensor(at, device=self.lm.device)
         ids_B = torch.tensor(tokens, device=self.lm.device)
         logits_BV: Tensor = self.lm(
             input_ids=ids_B[None],
             position_ids=at_B[None],
-            gem_plan=_Step(self.kept, at_B, max(self.lengths) + 1),
+            gem_plan=_Step(self.kept, at_B, max(at) + 1, rows),
             use_cache=False,
         ).logits[0]
-        self.lengths = [length + 1 for length in self.lengths]
+        for row in rows:
+            self.lengths[row] += 1
         return logits_BV
 
     @torch.inference_mode()
@@ -131,11 +130,18 @@ class _Joining:
 class _Step:
     """The plan of one token a text: each attends its own text's, and is kept beside them."""
 
-    def __init__(self, kept: dict[Any, tuple[Tensor, Tensor]], at_B: Tensor, longest: int) -> None:
+    def __init__(
+        self,
+        kept: dict[Any, tuple[Tensor, Tensor]],
+        at_B: Tensor,
+        longest: int,
+        rows: Sequence[int],
+    ) -> None:
         self.kept, self.at_B, self.longest = kept, at_B, longest
+        self.first = list(rows) == list(range(len(rows)))  # then nothing is copied
         self.length = len(at_B)
         self.summary_index = at_B.new_empty(0)
-        self.rows_B = torch.arange(len(at_B), device=at_B.device)
+        self.rows_B = torch.tensor(list(rows), device=at_B.device)
         self.places_L = torch.arange(longest, device=at_B.device)
 
     def attend(
@@ -153,7 +159,8 @@ class _Step:
         n_texts, n_groups = self.length, k.shape[0]
         for kept, x_GBH in zip(self.kept[layer], (k, v), strict=True):
             kept[self.rows_B, :, self.at_B] = x_GBH.transpose(0, 1)
-        keys, values = (x[:n_texts, :, : self.longest] for x in self.kept[layer])
+        rows = slice(n_texts) if self.first else self.rows_B
+        keys, values = (x[rows, :, : self.longest] for x in self.kept[layer])
         mask_BL = self.places_L <= self.at_B[:, None]
         if window:
             mask_BL &= self.places_L > self.at_B[:, None] - window
@@ -163,6 +170,11 @@ class _Step:
             sinks = sinks.view(n_groups, -1, 1)
         out = weighted(q_BGQH, keys, values, mask_BL[:, None, None], scale, cap, sinks)
         return out.flatten(1, 2)
+
+
+def places(final: Sequence[int]) -> int:
+    """Places that the cache must have for texts that may come to have so many tokens."""
+    return len(final) * _rounded(max(final))
 
 
 def _rounded(length: int) -> int:

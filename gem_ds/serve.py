@@ -3,67 +3,101 @@
 import signal
 import socket
 import sys
-import time
+from contextlib import closing
 from typing import Any
 
 from gem_ds.errors import InputError, extra
 from gem_ds.serving_config import ServeConfig
+
+BACKLOG = 2048  # connections that the system holds until they are accepted
+# Of the time in which the server ends: when requests end that are under way, and when connections.
+REQUESTS_END, CONNECTIONS_END = 0.8, 0.9
 
 
 def serve(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT; then what is under way is finished.
 
     Raises `InputError` where the extra's libraries are missing, the address is taken, or the model
-    is no export.
+    is no export; `SystemExit` with status 1 if the model fails for good.
     """
     with extra("serve", "serving"):
         import uvicorn
 
-        from gem_ds.server import application
+        from gem_ds.server import Server, application
+        from gem_ds.serving_connections import Listener
         from gem_ds.serving_metrics import Metrics
+    from gem_ds import serving_log
+    from gem_ds.hf_config import longest_document
     from gem_ds.inference import GemModel
     from gem_ds.serving_batches import Worker
-    from gem_ds.serving_inputs import Inputs
+    from gem_ds.serving_deadlines import Deadlines
+    from gem_ds.serving_inputs import ModelSizes
+    from gem_ds.serving_readers import Readers
 
     config.api_key()  # of what is wrong, this and the port show sooner than the model loads
-    listening = _listen(config.host, config.port)
-    gem = GemModel.from_pretrained(config.model, verify=config.verify)
-    gem.encode("Is it ready?")  # before the first request comes
-    metrics = Metrics()
-    worker = Worker(gem, config, metrics)
-    worker.start()
-    inputs = Inputs(gem, config)
-    app = application(worker, inputs, config, metrics, started=int(time.time()))
-    running = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            lifespan="off",
-            timeout_graceful_shutdown=int(config.timeout_seconds) + 1,
+    with (
+        _listen(config.host, config.port) as listening,
+        closing(Readers(config)) as readers,
+    ):
+        gem = GemModel.from_pretrained(config.model, verify=config.verify)
+        gem.encode("Is it ready?")  # before the first request comes
+        sizes = ModelSizes(
+            gem.folder,
+            gem.encoder.summary_tokens,
+            gem.max_tokens,
+            longest_document(gem.lm.config),
+            gem.encoder.width,
         )
-    )
-    listening.listen(running.config.backlog)  # from here on nobody is sent away
-    host, port = listening.getsockname()[:2]
-    print(
-        f"serving {config.served_name} on http://{host}:{port}: embeddings of {inputs.width} "
-        f"dimensions, texts of up to {inputs.room} tokens",
-        flush=True,
-    )
-    # uvicorn stops at a signal, finishes, and raises the signal again: then that is all.
-    signal.signal(signal.SIGTERM, _nothing)
-    running.run(sockets=[listening])
-    worker.close()
+        readers.begin(sizes)
+        metrics = Metrics()
+        worker = Worker(gem, config, metrics)
+        deadlines = Deadlines(config.timeout_seconds)
+        app = application(Server(worker, readers, deadlines, config), config, metrics)
+        running = Listener(
+            uvicorn.Config(
+                app,
+                ws="none",
+                log_level="warning",
+                lifespan="off",
+                timeout_keep_alive=int(config.idle_seconds) + 1,
+                timeout_graceful_shutdown=int(config.stop_seconds * CONNECTIONS_END),
+            ),
+            listening,
+            config,
+            metrics,
+            ended=lambda: worker.failed,
+            stopping=lambda: deadlines.stop(config.stop_seconds * REQUESTS_END),
+        )
+        serving_log.install(metrics)
+        worker.start()
+        host, port = listening.getsockname()[:2]
+        print(
+            f"serving {config.served_name} on http://{host}:{port}: embeddings of {sizes.width} "
+            f"dimensions, texts of up to {sizes.room} tokens",
+            flush=True,
+        )
+        # uvicorn stops at a signal, finishes, and raises the signal again: then that is all.
+        signal.signal(signal.SIGTERM, _nothing)
+        running.run()
+        worker.close(config.stop_seconds * (1 - CONNECTIONS_END))
+    if worker.failed:
+        sys.exit("error: the model works no more, see above; start the server again")
+    if worker.is_alive():
+        sys.exit("error: stopped, though the model was stuck at something")
     print("stopped", file=sys.stderr)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, on which nobody is heard yet."""
+    """A socket that listens on the address: who calls while the model loads waits for that."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    # By the protocol's number, asyncio knows those that send answers at once from those that wait.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(BACKLOG)
     except OSError as error:
+        listening.close()
         raise InputError(
             f"cannot listen on port {port} of {host} ({error.strerror}); choose another --port "
             "or --host, or end the program that has it"

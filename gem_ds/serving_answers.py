@@ -1,7 +1,29 @@
-"""What answers look like: OpenAI's forms of completions, chats and their streams."""
+"""What answers look like: OpenAI's forms of embeddings, completions, chats and their streams."""
 
+import base64
 import time
 from typing import Any
+
+import numpy as np
+import orjson
+
+from gem_ds.encode import Vectors
+from gem_ds.serving_schemas import EmbeddingRequest
+
+
+def embedded(call: EmbeddingRequest, vectors_NC: Vectors, n_tokens: int, model: str) -> bytes:
+    """The answer to a request for embeddings, as JSON."""
+    vectors_NC = np.ascontiguousarray(vectors_NC[:, : call.dimensions])
+    vectors_NC /= np.linalg.norm(vectors_NC, axis=1, keepdims=True)
+    rows = []
+    for i, vector in enumerate(vectors_NC):  # one by one, so that others have their turn
+        shown: Any = vector
+        if call.encoding_format == "base64":
+            shown = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        row = {"object": "embedding", "index": i, "embedding": shown}
+        rows.append(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
+    around = {"object": "list", "model": model, "usage": usage(n_tokens)}
+    return orjson.dumps(around)[:-1] + b',"data":[' + b",".join(rows) + b"]}"
 
 
 def usage(prompt: int, completion: int | None = None) -> dict[str, int]:

@@ -1,116 +1,35 @@
 """The thread that owns the model, and what it does next.
 
-Requests come and go while it works. Texts to embed that wait are read as one flat stream, a text
-of each request in turn, so that a request of one text does not wait for one of thousands. Texts to
-write are written together: whoever waits joins between two steps. Where there is both, the kind
-that has had less of the model's time is next, so that neither starves.
+Requests come and go while it works. Texts to embed that wait are read as one flat stream, and texts
+to write are written together: whoever waits joins between two steps. Both are taken by `Turns`.
+Where all places are taken, a text that waits takes the place of one whose client or request has
+more of them, or as soon as that has written a while; that one keeps what it has written, and is
+read again at its next turn. Where there is both to embed and to write, the kind that has had less
+of the model's time is next, so that neither starves.
 """
 
-import asyncio
+import logging
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from gem_ds import decoding
-from gem_ds.decoding import Chooser, Sampling
-from gem_ds.decoding_batch import DecodingBatch
-from gem_ds.encode import Vectors
+from gem_ds.decoding_batch import DecodingBatch, places
 from gem_ds.inference import GemModel, sharing_weights
 from gem_ds.serving_config import ServeConfig
+from gem_ds.serving_jobs import Ticket, ToEmbed, ToWrite, Writer
 from gem_ds.serving_metrics import Metrics
 from gem_ds.serving_schemas import ApiError
+from gem_ds.serving_turns import Shares, Turns, gives_way
 from gem_ds.tokenization import Ids
-from gem_ds.written import Written
 
 EMBED, WRITE = "embed", "write"
-SHARED = 8  # where texts are being written, a stream of texts to embed is so many times shorter
-
-
-class Piece(NamedTuple):
-    """What has been written of a text since the last piece."""
-
-    choice: int  # which of the request's texts
-    text: str
-    tokens: int  # written in all so far
-    reason: str | None  # why it ended, if it did: ``stop`` or ``length``
-
-
-class Ticket:
-    """A request's end of what the model does for it: events to wait for, and a way to give up."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Any] = asyncio.Queue()
-
-    def push(self, event: Any) -> None:
-        """Hand an event over, from the model's thread."""
-        if self.cancelled:
-            return
-        with suppress(RuntimeError):  # the loop has ended, and so has whoever waited
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    async def next(self) -> Any:
-        """The next event; one that is an `ApiError` is raised."""
-        event = await self._events.get()
-        if isinstance(event, ApiError):
-            raise event
-        return event
-
-
-@dataclass(eq=False)
-class ToEmbed:
-    """Documents ``bos text | summary``, and their embeddings as they come."""
-
-    documents: Sequence[Ids]
-    ticket: Ticket
-    rows: list[Vectors] = field(default_factory=list)
-    begun: int = 0
-
-
-@dataclass(eq=False)
-class ToWrite:
-    """One text to write behind a prompt, of the request's texts the one with this number."""
-
-    prompt: Ids
-    n_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...]
-    choice: int
-    ticket: Ticket
-    tokens: list[int] = field(default_factory=list)
-
-
-class _Writer:
-    """A text that is being written."""
-
-    def __init__(self, job: ToWrite, gem: GemModel) -> None:
-        self.job = job
-        self.chooser = Chooser(gem.lm, job.sampling)
-        self.written = Written(gem.vocab, job.prompt, job.stop)
-
-    def take(self, token: int, ends: set[int]) -> bool:
-        """Tell the request what a token adds; whether it was the last."""
-        self.job.tokens.append(token)
-        text = "" if token in ends else self.written.add(token)
-        reason = None
-        if token in ends or self.written.stopped:
-            reason = "stop"
-        elif len(self.job.tokens) == self.job.n_tokens:
-            reason = "length"
-        if reason is not None:
-            text += self.written.end()
-        if text or reason:
-            self.job.ticket.push(Piece(self.job.choice, text, len(self.job.tokens), reason))
-        return reason is not None
+SHARED = 8  # where others wait for it, a stream of texts is so many times shorter
+_log = logging.getLogger("uvicorn.error")  # the server's log
 
 
 class Worker(threading.Thread):
@@ -121,28 +40,33 @@ class Worker(threading.Thread):
         self.gem, self.config, self.metrics = gem, config, metrics
         self.batch = DecodingBatch(sharing_weights(gem.lm))
         self.ends = decoding.end_tokens(gem.lm, gem.vocab)
-        self.writers: list[_Writer] = []  # of the texts of the batch, in its order
-        self.to_embed: deque[ToEmbed] = deque()
-        self.embedding: list[ToEmbed] = []  # whose documents are in the stream under way
-        self.to_write: deque[ToWrite] = deque()
+        self.writers: list[Writer] = []  # of the texts of the batch, in its order
+        self.to_embed: Turns[tuple[ToEmbed, int]] = Turns()  # a request, and which of its texts
+        self.embedding: set[Ticket] = set()  # whose texts are in the stream under way
+        self.to_write: Turns[Writer] = Turns()
         self.spent = {EMBED: 0.0, WRITE: 0.0}  # seconds, while there was both to do
+        self.shares = Shares()
+        # Where a step's time grows with its texts; on a GPU it hardly does.
+        self.shares_time = gem.lm.device.type == "cpu"
         self.since: float | None = None  # when the turn began that is under way
         self._came: deque[ToEmbed | ToWrite] = deque()
         self._wake = threading.Condition()
-        self._closing = False
+        self._closing = self.failed = False
 
     def submit(self, jobs: Sequence[ToEmbed | ToWrite]) -> None:
         """Have something done, from any thread."""
         with self._wake:
             self._came.extend(jobs)
             self._wake.notify()
+        if self.failed:
+            self._give_up()
 
-    def close(self) -> None:
-        """End when everything is done, and wait for that."""
+    def close(self, timeout: float | None = None) -> None:
+        """End when everything is done, and wait for that, or for so many seconds."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self.join()
+        self.join(timeout)
 
     def answers(self, within: float) -> bool:
         """Whether it lives, and is not in a turn for longer than so many seconds."""
@@ -150,24 +74,38 @@ class Worker(threading.Thread):
         return self.is_alive() and (since is None or time.monotonic() - since < within)
 
     def run(self) -> None:
-        """Do turns until `close`."""
-        while self._fetch():
-            self.since = time.monotonic()
+        """Do turns until `close`, or until the model has `failed` for good."""
+        try:
+            while self._fetch():
+                self._turn()
+        except Exception:
+            _log.exception("the model works no more, so the server ends")
+            self.failed = True
+            self._give_up()
+
+    def _turn(self) -> None:
+        """Do what is next. Where it fails, those whose it was are told, and the others go on."""
+        self.since = time.monotonic()
+        kind: str | None = WRITE  # whoever leaves may leave the batch of what is written
+        try:
             self._drop_cancelled()
-            kind = self._next_kind()
-            try:
-                if kind == EMBED:
-                    self._embed()
-                elif kind == WRITE:
-                    self._write()
-            except Exception:  # whatever it is must not end the server for all others
-                traceback.print_exc()
-                self._fail(kind)
-            if self._has(EMBED) and self._has(WRITE):
-                self.spent[str(kind)] += time.monotonic() - self.since
-            else:
-                self.spent = dict.fromkeys(self.spent, 0.0)
-            self.since = None
+            clients = self._clients(EMBED) | self._clients(WRITE)
+            if self.shares_time:
+                clients = self.shares.next(clients)
+            kind = self._next_kind(clients)
+            if kind == EMBED:
+                self._embed(clients)
+            elif kind == WRITE:
+                self._write(clients)
+        except Exception:
+            _log.exception("the model failed")
+            self._fail(kind)
+            self.gem.encode("Is it ready?")  # if not, it never will be
+        if self._has(EMBED) and self._has(WRITE):
+            self.spent[str(kind)] += time.monotonic() - self.since
+        else:
+            self.spent = dict.fromkeys(self.spent, 0.0)
+        self.since = None
 
     def _fetch(self) -> bool:
         """Take over what has come, waiting if there is nothing to do; False at the end."""
@@ -177,98 +115,154 @@ class Worker(threading.Thread):
             while self._came:
                 job = self._came.popleft()
                 if isinstance(job, ToEmbed):
-                    self.to_embed.append(job)
+                    for i in range(len(job.documents)):
+                        self.to_embed.add(job.ticket, (job, i))
                 else:
-                    self.to_write.append(job)
+                    self.to_write.add(job.ticket, Writer(job))
         return self._has(EMBED) or self._has(WRITE) or not self._closing
 
     def _has(self, kind: str) -> bool:
         return bool(self.to_embed if kind == EMBED else self.to_write or self.writers)
 
-    def _next_kind(self) -> str | None:
-        kinds = [kind for kind in (WRITE, EMBED) if self._has(kind)]
+    def _clients(self, kind: str) -> set[str]:
+        if kind == EMBED:
+            return self.to_embed.clients
+        return self.to_write.clients | {writer.ticket.client for writer in self.writers}
+
+    def _next_kind(self, clients: set[str]) -> str | None:
+        kinds = [kind for kind in (WRITE, EMBED) if clients & self._clients(kind)]
         return min(kinds, key=lambda kind: self.spent[kind]) if kinds else None
 
     def _drop_cancelled(self) -> None:
-        self.to_embed = deque(job for job in self.to_embed if not job.ticket.cancelled)
-        self.to_write = deque(job for job in self.to_write if not job.ticket.cancelled)
-        self._leave([i for i, w in enumerate(self.writers) if w.job.ticket.cancelled])
+        for turns in (self.to_embed, self.to_write):
+            for ticket in turns.tickets():
+                if ticket.cancelled:
+                    turns.drop(ticket)
+        self._leave([i for i, writer in enumerate(self.writers) if writer.ticket.cancelled])
 
     def _fail(self, kind: str | None) -> None:
         """Tell all whose work was under way that it came to nothing."""
-        if kind == EMBED:
-            failed = {job.ticket for job in self.embedding}
-            self.to_embed = deque(job for job in self.to_embed if job.ticket not in failed)
-        else:
-            failed = {writer.job.ticket for writer in self.writers}
+        failed = self.embedding
+        if kind != EMBED:
+            failed = {writer.ticket for writer in self.writers}
             self.writers = []
             self.batch = DecodingBatch(self.batch.lm)
         for ticket in failed:
-            ticket.push(
-                ApiError(500, "the model failed; see the server's log", kind="server_error")
-            )
+            self.to_embed.drop(ticket)
+            self.to_write.drop(ticket)
+            ticket.push(_failure())
 
-    def _embed(self) -> None:
-        most = self.config.max_batch_tokens // (SHARED if self._has(WRITE) else 1)
-        budget = self.gem.encoder.at_once(most)
-        self.embedding = []
+    def _give_up(self) -> None:
+        """Tell everybody that nothing is done any more."""
+        with self._wake:
+            tickets = {job.ticket for job in self._came} | {w.ticket for w in self.writers}
+            tickets |= {*self.embedding, *self.to_embed.tickets(), *self.to_write.tickets()}
+            self._came.clear()
+        for ticket in tickets:
+            ticket.push(_failure())
+
+    def _embed(self, clients: set[str]) -> None:
+        budget = self._budget(self._has(WRITE) or len(self.to_embed.clients) > 1)
+        began = time.monotonic()
+        taken: list[tuple[ToEmbed, int]] = []
         documents: list[Ids] = []
         tokens = 0
-        while self.to_embed:
-            document = self.to_embed[0].documents[self.to_embed[0].begun]
-            if documents and tokens + len(document) > budget:
+        while texts := next(self.to_embed.waiting(clients), None):
+            job, i = texts[0]
+            if documents and tokens + len(job.documents[i]) > budget:
                 break
-            job = self.to_embed.popleft()
-            self.embedding.append(job)
-            documents.append(document)
-            tokens += len(document)
-            job.begun += 1
-            if job.begun < len(job.documents):
-                self.to_embed.append(job)
+            taken.append(self.to_embed.take(job.ticket))
+            documents.append(job.documents[i])
+            tokens += len(job.documents[i])
+        self.embedding = {job.ticket for job, _ in taken}
         vectors_DC = self.gem.encoder.embed(documents).float().cpu().numpy()
-        for job, vector in zip(self.embedding, vectors_DC, strict=True):
-            job.rows.append(vector)
+        for (job, i), vector in zip(taken, vectors_DC, strict=True):
+            job.rows[i] = vector
             if len(job.rows) == len(job.documents):
-                job.ticket.push(np.stack(job.rows))
+                job.ticket.push(np.stack([row for _, row in sorted(job.rows.items())]))
+        self.embedding = set()
+        self.shares.charge([job.ticket.client for job, _ in taken], time.monotonic() - began)
         self.metrics.batch(EMBED, len(documents), tokens)
 
-    def _write(self) -> None:
-        if self.writers:
-            logits_BV = self.batch.step([writer.job.tokens[-1] for writer in self.writers])
-            self.metrics.batch(WRITE, len(self.writers), len(self.writers))
-            self._advance(0, logits_BV)
-        new = self._joining()
-        if new:
-            prompts = [job.prompt for job in new]
-            first = len(self.writers)
-            self.writers += [_Writer(job, self.gem) for job in new]
-            logits_DV = self.batch.join(prompts, [len(job.prompt) + job.n_tokens for job in new])
-            self.metrics.batch("read", len(new), sum(map(len, prompts)))
-            self._advance(first, logits_DV)
+    def _budget(self, shared: bool) -> int:
+        """Tokens to read in a turn, for which others wait if it is shared."""
+        most = self.gem.encoder.at_once(self.config.max_batch_tokens)
+        return most // SHARED if shared else most
 
-    def _joining(self) -> list[ToWrite]:
-        """Who of those that wait has room beside the others; one always has room alone."""
-        new: list[ToWrite] = []
-        tokens = 0
-        while self.to_write and len(self.writers) + len(new) < self.config.max_together:
-            job = self.to_write[0]
-            tokens += len(job.prompt)
-            final = [len(one.prompt) + one.n_tokens for one in (*new, job)]
-            full = tokens > self.config.max_batch_tokens and new
-            if full or (
-                self.batch.places(final) > self.config.max_cache_tokens and (new or self.writers)
-            ):
-                break
-            new.append(self.to_write.popleft())
+    def _write(self, clients: set[str]) -> None:
+        began = time.monotonic()
+        writing = [i for i, w in enumerate(self.writers) if w.ticket.client in clients]
+        if writing:
+            tokens = [self.writers[i].job.tokens[-1] for i in writing]
+            logits_BV = self.batch.step(tokens, writing)
+            self.shares.charge(
+                [self.writers[i].ticket.client for i in writing], time.monotonic() - began
+            )
+            self.metrics.batch(WRITE, len(writing), len(writing))
+            self._advance(writing, logits_BV)
+        began = time.monotonic()
+        new = self._joining(clients)
+        if new:
+            first = len(self.writers)
+            self.writers += new
+            texts = [writer.join(self.gem) for writer in new]
+            logits_DV = self.batch.join(texts, [writer.final for writer in new])
+            self.shares.charge([w.ticket.client for w in new], time.monotonic() - began)
+            self.metrics.batch("read", len(new), sum(map(len, texts)))
+            self._advance(range(first, len(self.writers)), logits_DV)
+
+    def _joining(self, clients: set[str]) -> list[Writer]:
+        """Who of those that wait has room beside the others, or is given it."""
+        new: list[Writer] = []
+        budget = self._budget(self._has(EMBED) or bool(self.writers))
+        more = True
+        while more:
+            more = False
+            for texts in self.to_write.waiting(clients):
+                for text in texts:
+                    if new and text.length > budget:
+                        return new
+                    if self._has_room(text, new):
+                        new.append(self.to_write.take(text.ticket))
+                        budget -= text.length
+                        more = True
+                        break
+                    others = [writer.ticket for writer in (*self.writers, *new)]
+                    if text.ticket.client not in {ticket.client for ticket in others}:
+                        return new  # it is given room in a while, unless others come before it
+                    if text.ticket not in others:
+                        break
         return new
 
-    def _advance(self, first: int, logits: Tensor) -> None:
-        """Give the writers from `first` on their next tokens."""
-        tokens = decoding.choose([writer.chooser for writer in self.writers[first:]], logits)
+    def _has_room(self, text: Writer, new: Sequence[Writer]) -> bool:
+        """Whether a text has room beside the batch and those that join it. Who of the batch gives
+        way for it waits again."""
+        stay = list(self.writers)
+        while not self._fit(together := [*stay, *new, text]):
+            giving = gives_way(text.ticket, stay, [one.ticket for one in together[:-1]])
+            if giving is None:
+                return False
+            stay.remove(giving)
+        leaving = [i for i, writer in enumerate(self.writers) if writer not in stay]
+        for i in leaving:
+            self.to_write.add(self.writers[i].ticket, self.writers[i], first=True)
+        self._leave(leaving)
+        return True
+
+    def _fit(self, texts: Sequence[Writer]) -> bool:
+        """Whether so many texts can be written together; one always can."""
+        taken = places([text.final for text in texts])
+        few = len(texts) <= self.config.max_together and taken <= self.config.max_cache_tokens
+        return few or len(texts) == 1
+
+    def _advance(self, numbers: Sequence[int], logits: Tensor) -> None:
+        """Give the writers with these numbers their next tokens."""
+        writers = [self.writers[i] for i in numbers]
+        tokens = decoding.choose([writer.chooser for writer in writers], logits)
         done = [
             i
-            for i, token in enumerate(tokens, start=first)
-            if self.writers[i].take(token, self.ends)
+            for i, writer, token in zip(numbers, writers, tokens, strict=True)
+            if writer.take(token, self.ends)
         ]
         self._leave(done)
 
@@ -276,3 +270,7 @@ class Worker(threading.Thread):
         if gone:
             self.batch.leave(gone)
             self.writers = [w for i, w in enumerate(self.writers) if i not in set(gone)]
+
+
+def _failure() -> ApiError:
+    return ApiError(500, "the model failed; see the server's log", kind="server_error")

@@ -10,6 +10,7 @@ from gem_ds.errors import InputError
 from gem_ds.flags import Range, check, real, whole
 
 KEY_VARIABLE = "GEM_API_KEY"
+LONGEST_KEY = 4096  # characters; servers and proxies take heads of some 8 to 16 KB
 LONG_TEXTS = REFUSE, CUT = ("refuse", "cut")
 
 
@@ -55,6 +56,30 @@ class ServeConfig:
     timeout_seconds: float = _flag(
         300.0, "a request that takes longer gets status 504", real(1e-6, 1e6)
     )
+    max_connections: int = _flag(
+        1024,
+        "most connections; when there are more, those that have waited longest for their client "
+        "are closed",
+        whole(1, 10**6),
+    )
+    head_seconds: float = _flag(
+        10.0, "a connection whose request's head takes longer is closed", real(1e-3, 1e6)
+    )
+    body_seconds: float = _flag(
+        60.0, "a request whose body takes longer gets status 408", real(1e-3, 1e6)
+    )
+    idle_seconds: float = _flag(
+        30.0, "a connection without a new request is closed after so long", real(1e-3, 1e6)
+    )
+    stop_seconds: float = _flag(
+        30.0,
+        "the server ends in so many seconds when it is asked to stop; what is under way has most "
+        "of them",
+        real(0, 1e6),
+    )
+    readers: int = _flag(
+        2, "processes that read requests; from 2 on, one is for small ones alone", whole(1, 256)
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -78,16 +103,34 @@ class ServeConfig:
         return [one.strip() for given in self.cors_origin for one in given.split(",")]
 
     def api_key(self) -> str | None:
-        """The key that requests must have, if any. Raises `InputError` for an empty one."""
+        """The key that requests must have, if any.
+
+        Raises `InputError` for one that no client can send in a header.
+        """
         if self.api_key_file:
-            key, where = Path(self.api_key_file).read_text(encoding="utf-8"), self.api_key_file
+            where = self.api_key_file
+            try:
+                key = Path(where).read_text(encoding="utf-8").strip()
+            except UnicodeDecodeError:
+                raise InputError(
+                    f"the API key in {where} is no text in UTF-8; write one there"
+                ) from None
+            except OSError as error:
+                raise InputError(
+                    f"cannot read --api-key-file {where} ({error.strerror}); give a file with a key"
+                ) from None
         elif KEY_VARIABLE in os.environ:
-            key, where = os.environ[KEY_VARIABLE], f"the variable {KEY_VARIABLE}"
+            key, where = os.environ[KEY_VARIABLE].strip(), f"the variable {KEY_VARIABLE}"
         else:
             return None
-        if not key.strip():
+        if not key:
             raise InputError(f"the API key in {where} is empty; write one there")
-        return key.strip()
+        if not (key.isascii() and key.isprintable()) or len(key) > LONGEST_KEY:
+            raise InputError(
+                f"the API key in {where} cannot be sent in a header; write one line of at most "
+                f"{LONGEST_KEY} ASCII characters there"
+            )
+        return key
 
 
 def _is_origin(text: str) -> bool:

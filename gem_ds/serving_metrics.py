@@ -23,6 +23,20 @@ class Metrics:
             registry=registry,
         )
         self.open = Gauge("gem_open_requests", "Requests at work or waiting.", registry=registry)
+        self.connections = Gauge("gem_connections", "Open connections.", registry=registry)
+        self.closed = Counter(
+            "gem_connections_closed",
+            "Connections that the server closed, by what it waited for in vain: head, body, idle "
+            "(another request), answer (to be taken), or room (for others).",
+            ["waited"],
+            registry=registry,
+        )
+        self.problems = Counter(
+            "gem_log_records",
+            "Warnings and errors, of which each kind is logged once in ten minutes.",
+            ["level"],
+            registry=registry,
+        )
         self.tokens = Counter(
             "gem_tokens", "Tokens embedded, read and written.", ["kind"], registry=registry
         )

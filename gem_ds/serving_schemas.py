@@ -2,7 +2,8 @@
 
 Null is as left out, everywhere. Fields that change no answer are ignored. What this server does not
 have is refused in words, except at the value that asks for nothing. JSON is read strictly: no
-number in quotes, no unknown option, no NaN, no half of a surrogate pair.
+number in quotes, no unknown option, no NaN, no half of a surrogate pair. Lists and objects have a
+greatest length, which is checked before what is in them.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,10 @@ from pydantic import (
 
 MOST_CHOICES = 8
 MOST_STOPS = 4
+MOST_FIELDS = 200  # of a request
+MOST_MESSAGES = 16_384
+MOST_PARTS = 4096  # of a message
+MOST_CALLS = 128  # of tools, in a message
 COLDEST = 0.001  # colder, logits divided by it may be no numbers
 INT64 = 2**63
 
@@ -36,10 +41,15 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
     ) -> None:
         super().__init__(message)
+        self.given = status, message, param, code, kind
         self.status = status
         self.body = {
             "error": {"message": message, "type": kind, "param": param, "code": code},
         }
+
+    def __reduce__(self) -> Any:
+        """So that it passes from one process to another."""
+        return type(self), self.given
 
 
 # What requests may only leave out, or give with one of these values, which ask for nothing.
@@ -101,6 +111,8 @@ class _Object(BaseModel):
     def _what_counts(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
+        if len(given) > MOST_FIELDS:
+            raise ApiError(400, f"an object has {len(given)} fields; send at most {MOST_FIELDS}")
         given = {
             name: value
             for name, value in given.items()
@@ -201,11 +213,18 @@ class Message(_Object):
     model_config = ConfigDict(extra="ignore")
     without = {"audio": (), "refusal": ("",)}
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[list[TextPart], BeforeValidator(_as_parts)] | None = None
+    content: (
+        Annotated[
+            list[TextPart],
+            Field(max_length=MOST_PARTS, fail_fast=True),
+            BeforeValidator(_as_parts),
+        ]
+        | None
+    ) = None
     name: str | None = None
     reasoning_content: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[ToolCall] = []
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_CALLS, fail_fast=True)] = []
     function_call: Function | None = None  # the older form of a tool call
 
     @model_validator(mode="after")
@@ -249,7 +268,9 @@ class ChatRequest(_Writing):
         "response_format": ({"type": "text"},),
         "modalities": (["text"],),
     }
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
+    ]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Vocabulary:
     side_files: Mapping[str, str]
     named: Mapping[str, str]
 
-    @property
+    @cached_property  # the backend makes its whole vocabulary anew when asked for it
     def size(self) -> int:
         """One more than the highest id, summary tokens included."""
         return 1 + int(max(self.backend.get_vocab(with_added_tokens=True).values()))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import FAMILIES, tiny_model
 
-from gem_ds.decoding_batch import PLACES, DecodingBatch
+from gem_ds.decoding_batch import PLACES, DecodingBatch, places
 
 LENGTHS = (3, 17, 70, 1)  # the third makes the cache longer
 
@@ -74,12 +74,12 @@ def test_whoever_comes_and_goes_the_logits_are_the_stock_models(family: str) -> 
 
 def test_room_is_for_final_lengths_and_given_back() -> None:
     batch = DecodingBatch(tiny_model())
-    assert batch.places([10, 70]) == 2 * 2 * PLACES
+    assert places([10, 70]) == 2 * 2 * PLACES
     batch.join(documents()[:2], [20, 30])
     assert {x.shape[:3] for kept in batch.kept.values() for x in kept} == {(2, 4, PLACES)} or {
         x.shape[:3] for kept in batch.kept.values() for x in kept
     } == {(2, 2, PLACES)}
-    assert batch.places([70]) == 3 * 2 * PLACES
+    assert places([20, 30, 70]) == 3 * 2 * PLACES
     batch.leave([0, 1])
     assert len(batch) == 0
     assert not batch.kept

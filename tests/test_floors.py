@@ -16,7 +16,7 @@ FLOORS = {
           recipes config ds_json corpus bpe lock claim ranks stopping watchdog shapes flops expected
           zero visits gathering communication activations memory hardware speed ways plan_files
           plan plan_flags plan_advice plan_report long_texts quantization text_files vector_files
-          written embed_flags serving_config""",
+          written embed_flags serving_config serving_schemas serving_inputs serving_readers""",
     1: """hf_config tensor_file forward small_model one_token_attention probe dist metrics masks
           picture kernels pieces sdpa flex attention objectives contrastive
           cross_entropy recompute profiling reference prefill batches data lazy partitions
@@ -25,10 +25,10 @@ FLOORS = {
           gem_embedding base_names export_output export_weights sealing reseal
           export_embed model_card export encode memories memory_files decoding
           inference embed_files decoding_batch""",
-    3: """assemble preflight build rehearsal engine evaluate serving_schemas serving_answers
-          serving_metrics serving_inputs serving_batches serving_door server serve eval_results
-          eval_data eval_tasks eval_items eval_mteb eval_lm eval_reconstruct eval_scores
-          eval_compare""",
+    3: """assemble preflight build rehearsal engine evaluate serving_answers serving_metrics
+          serving_log serving_jobs serving_turns serving_batches serving_deadlines serving_door
+          serving_protocol serving_connections server serve eval_results eval_data eval_tasks
+          eval_items eval_mteb eval_lm eval_reconstruct eval_scores eval_compare""",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 # The lowest floor from where a library may be imported, at the top of a module.

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from processes import until
 from served import NAME, ROOT, served
 from serving import export_to_serve
@@ -22,6 +21,7 @@ from serving import export_to_serve
 from gem_ds.errors import InputError
 from gem_ds.serve import serve
 from gem_ds.serving_config import ServeConfig
+from gem_ds.serving_connections import Listener
 
 COMMAND = [sys.executable, str(ROOT / "launch" / "serve.py")]
 
@@ -70,12 +70,12 @@ def test_who_calls_when_told_the_address_is_heard(
     folder = export_to_serve(tokenizer_dir, tmp_path)
     reached = []
 
-    def held(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+    def held(server: Listener) -> None:
         (port,) = re.findall(r"serving .* on http://127.0.0.1:(\d+):", capsys.readouterr().out)
         with socket.create_connection(("127.0.0.1", int(port)), timeout=5) as connection:
-            reached.append(connection.getpeername()[1] == sockets[0].getsockname()[1])
+            reached.append(connection.getpeername() == server.listening.getsockname())
 
-    monkeypatch.setattr(uvicorn.Server, "run", held)
+    monkeypatch.setattr(Listener, "run", held)
     before = signal.getsignal(signal.SIGTERM)
     try:
         serve(ServeConfig(model=str(folder), port=0))

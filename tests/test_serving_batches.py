@@ -11,9 +11,10 @@ from serving import export_to_serve
 
 from gem_ds.decoding import Sampling
 from gem_ds.inference import GemModel
-from gem_ds.serving_batches import EMBED, WRITE, Piece, Ticket, ToEmbed, ToWrite, Worker
+from gem_ds.serving_batches import EMBED, WRITE, Worker
 from gem_ds.serving_config import ServeConfig
-from gem_ds.serving_inputs import Inputs
+from gem_ds.serving_inputs import Inputs, ModelSizes
+from gem_ds.serving_jobs import Piece, Ticket, ToEmbed, ToWrite
 from gem_ds.serving_metrics import Metrics
 from gem_ds.serving_schemas import ApiError, EmbeddingRequest
 
@@ -40,7 +41,8 @@ def made(gem: GemModel) -> Iterator[Callable[..., Worker]]:
 
 
 def documents(gem: GemModel, texts: Sequence[str]) -> list[np.ndarray]:
-    inputs = Inputs(gem, ServeConfig(model="x"))
+    sizes = ModelSizes(gem.folder, gem.encoder.summary_tokens, gem.max_tokens, 512, 32)
+    inputs = Inputs(sizes, ServeConfig(model="x"))
     return inputs.documents(EmbeddingRequest(model="x", input=list(texts)))[0]
 
 
@@ -177,7 +179,7 @@ def test_the_cache_holds_no_more_than_it_may(gem: GemModel, made: Any) -> None:
 
 
 def test_a_failure_is_told_and_the_others_go_on(
-    gem: GemModel, made: Any, capsys: pytest.CaptureFixture[str]
+    gem: GemModel, made: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def do() -> Any:
         worker = made()
@@ -202,7 +204,7 @@ def test_a_failure_is_told_and_the_others_go_on(
     expected = gem.encode(["fine"], normalize=False)
     assert np.allclose(vectors, expected, atol=1e-4)
     assert text == gem.generate("The", max_new_tokens=8)
-    assert "IndexError" in capsys.readouterr().err
+    assert "IndexError" in caplog.text
 
 
 def test_whether_it_answers(gem: GemModel, made: Any) -> None:
