@@ -49,12 +49,14 @@ def stock(folder: Path) -> Any:
     return SentenceTransformer(str(folder / "model-embed"), **how).encode(TEXTS)
 
 
-def damaged(good: Path, other: Path, work: Path, part: str) -> Iterator[tuple[str, str, Path]]:
-    """(file, damage, the folder of a copy) for every damage to the files of a part of an export."""
+def damaged(
+    good: Path, other: Path, work: Path, part: str, every: int
+) -> Iterator[tuple[str, str, Path]]:
+    """(file, damage, the folder of a copy) for damages to the files of a part of an export."""
     files = sorted(p for p in (good / part).rglob("*") if p.is_file())
     cases = [(p.relative_to(good), d) for p in files for d in DAMAGES.values() if d.fits(p)]
     cases += [(Path(part) / name, d) for name, d in SURPLUS.items() if d.fits(good / part / name)]
-    for number, (name, damage) in enumerate(cases):
+    for number, (name, damage) in list(enumerate(cases))[::every]:
         folder = work / f"{part}-{number}"
         shutil.copytree(good, folder)
         damage.do(folder / name, other / name)
@@ -82,7 +84,7 @@ def by_others(load: Load, name: str, error: Exception) -> str:
     return f"UNNAMED: {type(error).__name__}: {str(error)[:200]!r}"
 
 
-def tried(work: Path) -> int:
+def tried(work: Path, every: int) -> int:
     """Try all damages, print a table; how many ended badly."""
     goods = {"adapter": {"k": 2, "adapter": True}, "shards": {"k": 3, "shard_gb": 2e-5}}
     table: Counter[tuple[str, str, str]] = Counter()
@@ -93,7 +95,7 @@ def tried(work: Path) -> int:
         for load, parts in ((gem, ("model", "adapter")), (stock, ("model-embed",))):
             expected = load(good)
             for part in parts if (good / parts[-1]).is_dir() else parts[:1]:
-                for name, damage, folder in damaged(good, other, work / title, part):
+                for name, damage, folder in damaged(good, other, work / title, part, every):
                     found = outcome(load, folder, name, expected)
                     table[load.__name__, damage, found.partition(":")[0]] += 1
                     if found.isupper() or found[:5].isupper():
@@ -149,9 +151,10 @@ def cost(work: Path, repeats: int) -> None:
     )
 
 
-def main() -> int:
+def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--cost", action="store_true", help="measure that instead")
+    parser.add_argument("--every", type=whole(1), default=1, help="do each N-th damage alone")
     parser.add_argument("--repeats", type=whole(1, 100), default=5, help="of a measurement")
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -161,7 +164,7 @@ def main() -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"
         if args.cost:
             cost(Path(folder), args.repeats)
-        elif tried(Path(folder)):
+        elif tried(Path(folder), args.every):
             sys.exit(1)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from gem_ds import files, inputs, job, tokenization
 from gem_ds.documents import KINDS
 from gem_ds.files import replacing
-from gem_ds.manifest import TOKENIZER, FileEntry, Manifest
+from gem_ds.manifest import FileEntry, Manifest
 from gem_ds.records import is_bad
 from gem_ds.tally import Tally
 from gem_ds.units import Plan
@@ -18,9 +18,10 @@ QUARANTINE = "quarantine.jsonl"
 def finish(plan: Plan, folder: Path, max_bad_fraction: float) -> Manifest:
     """Write the list of all records left out and the manifest, from the receipts of all units.
 
-    Raises `InputError` if nothing was written or too many records were bad.
+    Raises `InputError` if nothing was written, too many records were bad, or the tokenizer is not
+    the plan's.
     """
-    vocab = tokenization.load(folder / TOKENIZER)
+    vocab = job.tokenizer(folder, plan)
     receipts = [_receipt(plan, folder, unit) for unit in range(len(plan.units))]
     tally = Tally()
     for receipt in receipts:

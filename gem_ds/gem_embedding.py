@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 
-from .gem_seal import SEAL, read_settings
+from .gem_seal import SEAL, first_line, read_settings
 
 NAME = "gem_embedding"
 SETTINGS = "gem_embedding.json"
@@ -235,7 +235,7 @@ class GemEmbedding(nn.Module):
             tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
             lora = load_file(adapter) if told["lora_alpha"] is not None else {}
         except Exception as error:  # of damaged files: of any kind
-            raise ValueError(f"cannot load {folder}: {error}; copy the export again") from error
+            raise ValueError(f"cannot load {folder}: {first_line(error)}; copy it again") from error
         lora = {name: tensor.to(model.device, model.dtype) for name, tensor in lora.items()}
         return cls(model, tokenizer, told, lora)
 

@@ -120,6 +120,11 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says first."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def warn(folder: Path) -> None:
     """Say that a folder has no seal, where it has none."""
     if not (folder / SEAL).exists():

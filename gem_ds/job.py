@@ -105,14 +105,20 @@ def load(folder: Path, digest: str) -> Job:
     plan = Plan.load(folder)
     if plan.digest != digest:
         raise InputError(f"{folder} has another plan by now; run the command again")
+    vocab = tokenizer(folder, plan)
+    asked = plan.asked
+    chat = Chat.of(vocab, asked["chat_date"]) if asked["messages_field"] else None
+    return Job(folder, plan, vocab, recipes(asked, vocab), chat)
+
+
+def tokenizer(folder: Path, plan: Plan) -> tokenization.Vocabulary:
+    """The tokenizer in the folder. Raises `InputError` if it is not the plan's."""
     if not (folder / TOKENIZER).is_dir():
         raise InputError(f"{folder / TOKENIZER} is missing; {shards.AGAIN}")
     vocab = tokenization.load(folder / TOKENIZER)
     if tokenization.fingerprint(vocab) != plan.asked["tokenizer"]:
         raise InputError(f"{folder / TOKENIZER} is not the tokenizer of the plan; {shards.AGAIN}")
-    asked = plan.asked
-    chat = Chat.of(vocab, asked["chat_date"]) if asked["messages_field"] else None
-    return Job(folder, plan, vocab, recipes(asked, vocab), chat)
+    return vocab
 
 
 def recipes(asked: dict[str, Any], vocab: tokenization.Vocabulary) -> dict[str, Recipe]:

@@ -1,13 +1,13 @@
 """Writing a file of tensors. What they are and what its name is, the caller says."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-
-from gem_ds.errors import reason
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -20,5 +20,8 @@ def save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | N
     try:
         save_file(dict(tensors), path, metadata)  # replaces it by one that only its owner reads
     except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {reason(error)}") from error
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
     path.chmod(mode)

@@ -256,3 +256,22 @@ def test_without_a_seal_damage_is_one_sentence(copy: Path, name: str, damage) ->
         GemModel.from_pretrained(copy)
     assert str((copy / name).parent) in str(told.value)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model/model.safetensors", lambda path: os.truncate(path, 1000)),
+        ("model/model.safetensors", pickle),
+        ("adapter/adapter_model.safetensors", Path.unlink),
+        ("model/tokenizer.json", lambda path: os.truncate(path, 1000)),
+        ("gem_embedding.json", lambda path: path.write_text("[")),
+    ],
+)
+def test_so_it_is_in_what_sentence_transformers_saved(good, tmp_path, name, damage) -> None:
+    stock(good).save(str(tmp_path / "model-embed"))
+    damage(tmp_path / "model-embed" / name)
+    with pytest.raises(ValueError, match="copy") as told:
+        stock(tmp_path)
+    assert str(tmp_path / "model-embed") in str(told.value)
+    assert "\n" not in str(told.value)

@@ -69,6 +69,24 @@ def test_a_unit_that_is_not_what_its_receipt_says(
     assert redone <= {"00002"}
 
 
+def test_a_tokenizer_that_was_exchanged_gets_no_manifest(
+    corpus: Path, tokenizer_dir: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Also where all units are done, so that no worker looks at it."""
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed, output)
+    (output / MANIFEST).unlink()
+    path = output / "tokenizer" / "tokenizer.json"
+    told = json.loads(path.read_text())
+    vocab = told["model"]["vocab"]
+    one, other = list(vocab)[100:102]
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    path.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="tokenizer is not the tokenizer of the plan"):
+        prepare.prepare(config(corpus, tokenizer_dir, output))
+    assert not (output / MANIFEST).exists()
+
+
 def test_what_killed_processes_left_is_removed(
     corpus: Path, tokenizer_dir: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

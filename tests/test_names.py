@@ -25,7 +25,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", asked)
-    monkeypatch.setattr("requests.Session.request", asked)
     monkeypatch.setattr(AutoConfig, "from_pretrained", asked)
 
 
