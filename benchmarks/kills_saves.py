@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from gem_ds.flags import SEEDS, Parser, whole
 
 FLAGS = {"save_every": 2, "keep_last": 1, "alpha_start": 2, "rehearse": False}
 STEPS = 8
+KINDS = (REMOVE, RENAME, WRITE)
 
 
 @dataclass
@@ -45,8 +47,8 @@ class Result:
     faults: list[str] = field(default_factory=list)
 
 
-def torture(work: Work, kills: int, seed: int) -> Result:
-    """Kill at so many moments, of each kind as many as there are or a third."""
+def torture(work: Work, kills: int, seed: int, kinds: Sequence[str] = KINDS) -> Result:
+    """Kill at so many moments, of each of these kinds as many while there are some."""
     result = Result()
     quiet, told = work.folder / "quiet", work.folder / "moments"
     ended = forked_runs.finish(work.flags("quiet", STEPS, **FLAGS), quiet.with_suffix(".log"), told)
@@ -54,7 +56,7 @@ def torture(work: Work, kills: int, seed: int) -> Result:
         raise InputError(f"the quiet run ended with {ended.status}: {ended.text[-2000:]}")
     moments = forked_runs.read(told)
     result.moments = len(moments)
-    for number in _chosen([kind for kind, _ in moments], kills, seed):
+    for number in _chosen([kind for kind, _ in moments], kills, seed, kinds):
         kind, name = moments[number]
         result.kills[kind] += 1
         wrong = _kill(work, quiet, number, result)
@@ -64,10 +66,10 @@ def torture(work: Work, kills: int, seed: int) -> Result:
     return result
 
 
-def _chosen(kinds: list[str], kills: int, seed: int) -> list[int]:
+def _chosen(found: list[str], kills: int, seed: int, kinds: Sequence[str]) -> list[int]:
     """Numbers of moments, the kinds in turn."""
     rng = random.Random(seed)
-    left = {kind: [n for n, k in enumerate(kinds) if k == kind] for kind in (REMOVE, RENAME, WRITE)}
+    left = {kind: [n for n, k in enumerate(found) if k == kind] for kind in kinds}
     for numbers in left.values():
         rng.shuffle(numbers)
     chosen: list[int] = []
@@ -123,9 +125,10 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--kills", type=whole(1), default=100)
     parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is random")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of moments")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = torture(Work(Path(folder)), args.kills, args.seed)
+        result = torture(Work(Path(folder)), args.kills, args.seed, args.kinds)
     kills = ", ".join(f"{n} at a {kind}" for kind, n in sorted(result.kills.items()))
     starts = ", ".join(f"{n} x {said}" for said, n in sorted(result.starts.items()))
     print(f"{platform.platform()}, {os.cpu_count()} CPUs")

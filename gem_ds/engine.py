@@ -45,7 +45,7 @@ def train(config: TrainConfig, request: StopRequest) -> None:
             Retention(config.keep_last, config.keep_every),
             metrics.say,
             config.background_save,
-            run.first_step,
+            run.first_step if config.save else 0,
         )
         stack.enter_context(closing(saver))
         stack.enter_context(_naming_lost_ranks(run.watchdog))

@@ -89,7 +89,7 @@ class Saver:
         self._whole = True  # whether the last one is there, or may still be
         self._there = there  # the step of the last one
         if dist.rank() == 0:
-            self._sweep()
+            self._retire(there)
 
     def save(self, state: State) -> None:
         """Begin to save the engine as the checkpoint of ``state["step"]``, after the one before.
@@ -179,12 +179,16 @@ class Saver:
             return False
         with suppress(OSError), (self._run / checkpoint.SAVES).open("a") as saves:
             saves.write(json.dumps({"step": state["step"], "time": time.time()}) + "\n")
-        for path in self._retention.superfluous(self._run, state["step"]):
+        self._retire(state["step"])
+        self._say(f"saved {final}")
+        return True
+
+    def _retire(self, step: int) -> None:
+        """Remove what the checkpoint of a step, if any, makes superfluous, and what is none."""
+        for path in self._retention.superfluous(self._run, step):
             with suppress(OSError):
                 _set_aside(path)
         self._sweep()
-        self._say(f"saved {final}")
-        return True
 
     def _sweep(self) -> None:
         """Remove what is no checkpoint and never will be, left by a run that was killed perhaps."""

@@ -46,6 +46,13 @@ def test_the_file_that_is_written_is_one_that_runs_take(tmp_path, gpus, stage):
     assert ("zero_hpz_partition_size" in raw["zero_optimization"]) == (gpus > 8 and stage == 3)
 
 
+def test_flags_of_saving_are_written_where_they_are_given():
+    found = plan.best(on(8), Fixed())
+    often = replace(found, job=replace(found.job, config=replace(found.config, save_minutes=30.0)))
+    assert plan_files.train_flags(often, "x.json")["--save-minutes"] == "30.0"
+    assert "--save-minutes" not in plan_files.train_flags(found, "x.json")
+
+
 def test_the_command_and_its_files(tmp_path):
     flags = ["--model", "llama3.1-8b", "--gpus", 16, "--recipe", "keep", "--zero-stage", 3]
     out, script = tmp_path / "x.json", tmp_path / "x.sbatch"

@@ -7,11 +7,9 @@ from resumes_states import STATES
 
 TRIED = [
     "latest before all",
-    "all are gone, latest too",
     "the newest is half removed",
     "metrics without a checkpoint",
     "another seed",
-    "as many steps",
 ]
 
 

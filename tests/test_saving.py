@@ -81,6 +81,20 @@ def test_what_is_half_removed_or_half_written_goes_and_what_is_not_ours_stays(ma
     assert not (run / "run.json.a-1.tmp").exists()
 
 
+def test_a_run_with_nothing_left_to_do_removes_what_it_would_have(made: Path) -> None:
+    """It was killed when its last checkpoint was there and the one before was to be removed."""
+    run = made / "runs/done"
+    shutil.copytree(made / "runs/whole", run)
+    folder = checkpoint.folder_of(run)
+    shutil.copytree(folder / step(6), folder / step(4))
+    said = several_runs(made / "runs", 1, {"done": settings(made)})
+    assert f"continuing from step 6 of {run}, its last: nothing is left to do" in said
+    assert names(run) == {"latest", step(6)}
+    shutil.copytree(folder / step(6), folder / step(4))
+    several_runs(made / "runs", 1, {"done": {**settings(made), "save": False}})
+    assert names(run) == {"latest", step(4), step(6)}, "it saves nothing"
+
+
 def test_a_run_that_was_set_back_replaces_what_is_later(made: Path) -> None:
     run = made / "runs/back"
     flags = {**settings(made), "keep_last": 3}

@@ -24,7 +24,8 @@ from gem_ds.stopping import listen
 request = listen()
 remembers = request.remembering() if "remember" in sys.argv else contextlib.nullcontext()
 if "child" in sys.argv:
-    print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    print(subprocess.Popen(["sleep", "60"], **quiet).pid, flush=True)
 if "fork" in sys.argv:
     child = os.fork()
     if not child:
