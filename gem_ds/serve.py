@@ -11,7 +11,7 @@ from gem_ds.serving_config import ServeConfig
 
 BACKLOG = 2048  # connections that the system holds until they are accepted
 # Of the time in which the server ends: when requests end that are under way, and when connections.
-REQUESTS_END, CONNECTIONS_END = 0.8, 0.9
+REQUESTS_END, CONNECTIONS_END = 0.7, 0.8
 
 
 def serve(config: ServeConfig) -> None:
@@ -59,8 +59,10 @@ def serve(config: ServeConfig) -> None:
                 ws="none",
                 log_level="warning",
                 lifespan="off",
-                timeout_keep_alive=int(config.idle_seconds) + 1,
-                timeout_graceful_shutdown=int(config.stop_seconds * CONNECTIONS_END),
+                # `Listener` closes what is idle, and what takes as long with a body or an answer.
+                timeout_keep_alive=int(config.idle_seconds + config.body_seconds) + 2,
+                # A fraction is as good to asyncio.
+                timeout_graceful_shutdown=config.stop_seconds * CONNECTIONS_END,  # type: ignore
             ),
             listening,
             config,

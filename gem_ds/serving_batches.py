@@ -190,16 +190,9 @@ class Worker(threading.Thread):
         return most // SHARED if shared else most
 
     def _write(self, clients: set[str]) -> None:
-        began = time.monotonic()
         writing = [i for i, w in enumerate(self.writers) if w.ticket.client in clients]
         if writing:
-            tokens = [self.writers[i].job.tokens[-1] for i in writing]
-            logits_BV = self.batch.step(tokens, writing)
-            self.shares.charge(
-                [self.writers[i].ticket.client for i in writing], time.monotonic() - began
-            )
-            self.metrics.batch(WRITE, len(writing), len(writing))
-            self._advance(writing, logits_BV)
+            self._step(writing)
         began = time.monotonic()
         new = self._joining(clients)
         if new:
@@ -210,6 +203,17 @@ class Worker(threading.Thread):
             self.shares.charge([w.ticket.client for w in new], time.monotonic() - began)
             self.metrics.batch("read", len(new), sum(map(len, texts)))
             self._advance(range(first, len(self.writers)), logits_DV)
+        elif not writing and self.writers:  # who is behind waits for a place of these
+            self._step(range(len(self.writers)))
+
+    def _step(self, numbers: Sequence[int]) -> None:
+        """A token more for the writers with these numbers."""
+        began = time.monotonic()
+        writers = [self.writers[i] for i in numbers]
+        logits_BV = self.batch.step([writer.job.tokens[-1] for writer in writers], numbers)
+        self.shares.charge([w.ticket.client for w in writers], time.monotonic() - began)
+        self.metrics.batch(WRITE, len(writers), len(writers))
+        self._advance(numbers, logits_BV)
 
     def _joining(self, clients: set[str]) -> list[Writer]:
         """Who of those that wait has room beside the others, or is given it."""

@@ -62,6 +62,7 @@ class Ticket:
     async def next(self, within: float | None = None) -> Any:
         """The next event, or None if there is none for so many seconds; one that is an `ApiError`
         is raised."""
+        await asyncio.sleep(0)  # others have their turn, though there be always one
         while not self._events:
             try:
                 async with asyncio.timeout(within):

@@ -135,7 +135,7 @@ class Readers:
         for reader in self.idle:
             if reader.takes(size):
                 self.idle.remove(reader)
-                return reader
+                return self._living(reader)
         future: asyncio.Future[_Reader] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (size, next(self._number), future))
         try:
@@ -147,8 +147,7 @@ class Readers:
 
     def _free(self, reader: _Reader) -> None:
         """Give a reader its next request, or one in its place if it has died."""
-        if not reader.process.is_alive():
-            reader = self._replaced(reader)
+        reader = self._living(reader)
         reader.since = None
         while self._waiting and reader.takes(self._waiting[0][0]):
             _, _, future = heapq.heappop(self._waiting)
@@ -157,11 +156,15 @@ class Readers:
                 return
         self.idle.insert(0 if reader.small_only else len(self.idle), reader)
 
-    def _replaced(self, dead: _Reader) -> _Reader:
-        reader = _Reader(self.config, dead.small_only)
-        reader.pipe.send(self.sizes)
-        self.all[self.all.index(dead)] = reader
-        return reader
+    def _living(self, reader: _Reader) -> _Reader:
+        """The reader, or another one if it has died."""
+        if reader.process.is_alive():
+            return reader
+        reader.end()
+        new = _Reader(self.config, reader.small_only)
+        new.pipe.send(self.sizes)
+        self.all[self.all.index(reader)] = new
+        return new
 
 
 def _read_all(pipe: Connection, config: ServeConfig) -> None:

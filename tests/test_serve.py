@@ -19,7 +19,7 @@ from served import NAME, ROOT, served
 from serving import export_to_serve
 
 from gem_ds.errors import InputError
-from gem_ds.serve import serve
+from gem_ds.serve import _listen, serve
 from gem_ds.serving_config import ServeConfig
 from gem_ds.serving_connections import Listener
 
@@ -93,6 +93,39 @@ def test_a_port_in_use_is_one_sentence_at_once(tmp_path: Path) -> None:
         serve(ServeConfig(model="nowhere", host="192.0.2.1", port=0))
 
 
+def test_a_second_server_on_a_port_is_refused_while_the_first_one_loads() -> None:
+    with (
+        _listen("127.0.0.1", 0) as first,
+        pytest.raises(InputError, match="end the program that has it"),
+    ):
+        _listen("127.0.0.1", first.getsockname()[1])
+
+
+def test_a_model_that_fails_for_good_ends_the_server(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """With a status by which it is started again, after an answer."""
+    folder = export_to_serve(tokenizer_dir, tmp_path)
+    script = (
+        "import sys; from gem_ds.serving_batches import Worker\n"
+        "def fails(*_): sys.modules['gem_ds.inference'].GemModel.encode = fails; raise OSError\n"
+        "Worker._drop_cancelled = fails\n"
+        "from gem_ds.serve import serve; from gem_ds.serving_config import ServeConfig\n"
+        f"if __name__ == '__main__': serve(ServeConfig(model={str(folder)!r}, port=0))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    (url,) = re.findall(r"on (http://\S+):", line)
+    answer = httpx.post(
+        f"{url}/v1/embeddings", json={"model": "export", "input": "a"}, trust_env=False
+    )
+    _, said = process.communicate(timeout=60)
+    assert answer.status_code == 500
+    assert process.returncode == 1
+    assert "error: the model works no more" in said
+
+
 def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("uvicorn", "fastapi"):
         with monkeypatch.context() as without:
@@ -109,6 +142,18 @@ def test_no_export_no_key_wrong_flags(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "key").write_text(" \n")
     with pytest.raises(InputError, match=r"the API key in .*key is empty"):
         serve(ServeConfig(model=str(tmp_path), port=0, api_key_file=str(tmp_path / "key")))
+    for wrong, said in (
+        (b"\xff\xfe", "is no text in UTF-8"),
+        ("schlüssel".encode(), "cannot be sent in a header"),
+        (b"one\ntwo", "cannot be sent in a header"),
+        (b"k\x00", "cannot be sent in a header"),
+        (b"k" * 5000, "cannot be sent in a header"),
+    ):
+        (tmp_path / "key").write_bytes(wrong)
+        with pytest.raises(InputError, match=said):
+            serve(ServeConfig(model="nowhere", port=0, api_key_file=str(tmp_path / "key")))
+    with pytest.raises(InputError, match="cannot read --api-key-file"):
+        ServeConfig(model="x", api_key_file=str(tmp_path)).api_key()
     (tmp_path / "key").write_text("secret\n")
     assert ServeConfig(model="x", api_key_file=str(tmp_path / "key")).api_key() == "secret"
     monkeypatch.setenv("GEM_API_KEY", "other")
@@ -119,6 +164,12 @@ def test_no_export_no_key_wrong_flags(tmp_path: Path, monkeypatch: pytest.Monkey
         {"max_body_mb": 0.0},
         {"port": 70000},
         {"long_texts": "keep"},
+        {"head_seconds": 0.0},
+        {"body_seconds": float("inf")},
+        {"idle_seconds": -1.0},
+        {"max_connections": 0},
+        {"stop_seconds": -1.0},
+        {"readers": 0},
     ):
         name = f"--{next(iter(wrong)).replace('_', '-')}"
         with pytest.raises(InputError, match=name):

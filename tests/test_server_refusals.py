@@ -101,7 +101,12 @@ def test_keys(strict_server: Served) -> None:
             answer = plain.post("/v1/embeddings", json={"model": NAME}, headers=headers)
             assert answer.status_code == 401
             assert "the API key is missing or wrong" in answer.json()["error"]["message"]
+    for kind in ("bearer", "BEARER", "Bearer "):
+        with strict_server.client() as plain:
+            headers = {"Authorization": f"{kind} {KEY}"}
+            assert plain.get("/v1/models", headers=headers).status_code == 200
     with strict_server.client() as plain:
+        assert plain.get("/v1/models", headers={"Authorization": KEY}).status_code == 401
         assert plain.get("/v1/models").status_code == 401
         assert plain.get("/health").status_code == 200
     with pytest.raises(openai.AuthenticationError):
@@ -137,11 +142,56 @@ def test_more_requests_than_the_queue_holds_are_sent_away(strict_server: Served)
             return f"{error.status_code} {error.message}"
 
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(ask, range(12)))
+        asked = pool.map(ask, range(12))
+        with strict_server.client() as plain:
+            while metric(strict_server, "gem_open_requests") < 3:
+                time.sleep(0.01)
+            assert plain.get("/health").status_code == 200
+            assert plain.get("/metrics").status_code == 200
+        with _elsewhere(strict_server) as other:
+            body = {"model": NAME, "input": "a"}
+            assert other.post("/v1/embeddings", json=body).status_code == 200
+        answers = list(asked)
     refused = [answer for answer in answers if answer.startswith("429")]
     assert len(refused) >= 3
     assert all("try again in a while" in answer for answer in refused)
     assert answers.count("written") >= 1
+
+
+def _elsewhere(server: Served) -> httpx.Client:
+    """A client that has another address."""
+    transport = httpx.HTTPTransport(local_address="127.0.0.2")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return httpx.Client(base_url=server.url, transport=transport, headers=headers, timeout=60)
+
+
+def test_large_requests_are_refused_before_they_cost_anything(server: Served) -> None:
+    many = ([5] * 100_000, [[5] * 600] * 2048, [[5]] * 100_000, ["a"] * 100_000, "a" * 5_000_000)
+    for given in many:
+        for path, field in (("embeddings", "input"), ("completions", "prompt")):
+            began = time.monotonic()
+            assert post(server, f"/v1/{path}", **{field: given}).status_code == 400
+            assert time.monotonic() - began < 2
+    for messages in ([{"role": "user", "content": "a"}] * 50_000, [{}] * 100_000):
+        began = time.monotonic()
+        assert post(server, "/v1/chat/completions", messages=messages).status_code == 400
+        assert time.monotonic() - began < 2
+
+
+def test_a_thousand_ids_cost_no_more_than_their_text(server: Served) -> None:
+    began = time.monotonic()
+    assert post(server, "/v1/embeddings", input=[[5] * 500] * 4).status_code == 200
+    assert time.monotonic() - began < 2
+
+
+def test_white_space_is_text(server: Served) -> None:
+    for text in (" ", "\n\t  ", "\u2003", [" ", "a"]):
+        assert post(server, "/v1/embeddings", input=text).status_code == 200
+        answer = post(server, "/v1/completions", prompt=text, max_tokens=1)
+        assert answer.status_code == 200
+    messages = [{"role": "user", "content": " "}]
+    answer = post(server, "/v1/chat/completions", messages=messages, max_tokens=1)
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])

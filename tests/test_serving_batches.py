@@ -207,6 +207,136 @@ def test_a_failure_is_told_and_the_others_go_on(
     assert "IndexError" in caplog.text
 
 
+@pytest.mark.parametrize("requests", [1, 40])
+def test_a_short_text_does_not_wait_for_many_long_ones(
+    gem: GemModel, made: Any, requests: int
+) -> None:
+    """Of one request, or of as many clients as there are texts."""
+
+    async def do() -> tuple[float, str]:
+        worker = made(max_together=8)
+        many = [Ticket(str(i)) for i in range(requests)]
+        worker.submit(
+            [to_write(gem, "The", 480, many[i % requests], temperature=1.0) for i in range(40)]
+        )
+        worker.start()
+        await many[0].next()
+        before = counts(worker, WRITE)
+        short = Ticket("new")
+        worker.submit([to_write(gem, "A list", 2, short)])
+        text, *_ = await whole(short)
+        for ticket in many:
+            ticket.cancelled = True
+        return counts(worker, WRITE) - before, text
+
+    steps, text = go(do)
+    assert steps < (20 if requests == 1 else 480)
+    assert text == gem.generate("A list", max_new_tokens=2)
+
+
+def test_texts_that_gave_way_go_on_where_they_were(gem: GemModel, made: Any) -> None:
+    how: Any = {"temperature": 0.9, "seed": 5}
+
+    async def do() -> tuple[list[Any], float]:
+        worker = made(max_together=2)
+        many = [Ticket("one") for _ in range(2)]
+        worker.submit([to_write(gem, f"Text {i}", 150, t, **how) for i, t in enumerate(many)])
+        worker.start()
+        began = [await ticket.next() for ticket in many]
+        worker.submit([to_write(gem, "Text 2", 150, other := Ticket("two"), **how)])
+        texts = [*await asyncio.gather(*map(whole, [*many, other]))]
+        for i, piece in enumerate(began):
+            texts[i] = (piece.text + texts[i][0], *texts[i][1:])
+        read = worker.metrics.registry.get_sample_value("gem_batch_texts_sum", {"kind": "read"})
+        return texts, read
+
+    texts, read = go(do)
+    assert read > 3, "somebody gave way, and was read again"
+    for i, (text, *_) in enumerate(texts):
+        assert text == gem.generate(f"Text {i}", max_new_tokens=150, **how)
+
+
+def test_a_text_that_needs_all_places_gets_them(gem: GemModel, made: Any) -> None:
+    async def do() -> None:
+        worker = made(max_cache_tokens=512)
+        small = [Ticket("many") for _ in range(6)]
+        worker.submit([to_write(gem, "Text", 100, ticket, temperature=1.0) for ticket in small])
+        worker.start()
+        await small[0].next()
+        large = Ticket("one")
+        worker.submit([to_write(gem, "Long", 480, large, temperature=1.0)])
+        more = asyncio.ensure_future(asyncio.gather(*map(whole, small[1:])))
+        await whole(large)
+        await more
+
+    go(do)
+
+
+def test_what_is_read_slowly_is_held_as_text(gem: GemModel) -> None:
+    async def do() -> None:
+        ticket = Ticket()
+        for i in range(1000):
+            ticket.push(Piece(i % 2, "a", i // 2 + 1, "stop" if i > 997 else None))
+        ticket.push(np.zeros(1))
+        assert await ticket.next() == Piece(0, "a" * 500, 500, "stop")
+        assert await ticket.next() == Piece(1, "a" * 500, 500, "stop")
+        assert (await ticket.next()).shape == (1,)
+        assert await ticket.next(0.01) is None
+
+    go(do)
+
+
+def test_a_failure_of_what_leaves_is_survived(
+    gem: GemModel, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU that is out of memory raises."""
+
+    async def do() -> Any:
+        worker = made()
+        gone, stays = Ticket(), Ticket()
+        worker.submit([to_write(gem, "The", 400, gone), to_write(gem, "A", 400, stays)])
+        worker.start()
+        await gone.next()
+        with monkeypatch.context() as broken:
+            broken.setattr(type(worker.batch), "leave", _fails)
+            gone.cancelled = True
+            with pytest.raises(ApiError, match="the model failed"):
+                await whole(stays)
+        worker.submit([to_write(gem, "The", 8, text := Ticket())])
+        return await whole(text)
+
+    assert go(do)[0] == gem.generate("The", max_new_tokens=8)
+
+
+def test_a_model_that_fails_for_good_ends_and_says_so_to_all(
+    gem: GemModel, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def do() -> Worker:
+        worker = made(max_together=1)
+        monkeypatch.setattr(worker.batch, "step", _fails)
+        monkeypatch.setattr(gem, "encode", _fails)
+        tickets = [Ticket() for _ in range(3)]
+        worker.submit([to_write(gem, "The", 8, ticket) for ticket in tickets])
+        worker.submit([ToEmbed(documents(gem, ["a"]), embedding := Ticket())])
+        worker.start()
+        for ticket in (*tickets, embedding):
+            with pytest.raises(ApiError, match="the model failed"):
+                await whole(ticket)
+        worker.join(10)
+        worker.submit([to_write(gem, "The", 8, late := Ticket())])
+        with pytest.raises(ApiError, match="the model failed"):
+            await late.next()
+        return worker
+
+    worker = go(do)
+    assert worker.failed
+    assert not worker.answers(60)
+
+
+def _fails(*_: Any) -> None:
+    raise RuntimeError("CUDA error: out of memory")
+
+
 def test_whether_it_answers(gem: GemModel, made: Any) -> None:
     worker = made()
     assert not worker.answers(60)  # not begun

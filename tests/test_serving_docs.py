@@ -16,15 +16,19 @@ from runs import ROOT
 from serving import export_to_serve
 from test_readme import commands
 
+from gem_ds.serve import REQUESTS_END
 from gem_ds.serving_config import ServeConfig
-from gem_ds.serving_schemas import MOST_CHOICES, MOST_STOPS
+from gem_ds.serving_door import BODIES
+from gem_ds.serving_jobs import SLICE
+from gem_ds.serving_readers import READ_SECONDS, SMALL
+from gem_ds.serving_schemas import MOST_CHOICES, MOST_MESSAGES, MOST_STOPS
 
 TEXT = (ROOT / "docs" / "serving.md").read_text()
 
 
 def test_commands_and_snippets_run(tokenizer_dir: Path, tmp_path: Path) -> None:
     """All but the port, which two people may not share, as typed."""
-    install, serve, *others, benchmark = commands(TEXT)
+    install, serve, *others, benchmark, hostile = commands(TEXT)
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     shutil.copytree(export_to_serve(tokenizer_dir, tmp_path / "work"), tmp_path / "exports" / "gem")
@@ -67,23 +71,30 @@ def test_commands_and_snippets_run(tokenizer_dir: Path, tmp_path: Path) -> None:
     assert server.returncode == 0
     assert install == "pip install 'gem_ds[serve]'"
     assert "\nserve = [" in (ROOT / "pyproject.toml").read_text()
-    script, *flags = benchmark.removeprefix("python ").split()
-    shown = subprocess.run(
-        [sys.executable, script, "--help"], **how, capture_output=True, text=True, check=True
-    )
-    assert all(flag in shown.stdout for flag in flags if flag.startswith("--"))
+    for command in (benchmark, hostile):
+        script, *flags = command.removeprefix("python ").split()
+        shown = subprocess.run(
+            [sys.executable, script, "--help"], **how, capture_output=True, text=True, check=True
+        )
+        assert all(flag in shown.stdout for flag in flags if flag.startswith("--"))
 
 
 def test_flags_and_limits_that_it_names_are_real() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", TEXT))
     real = {f"--{field.name.replace('_', '-')}" for field in fields(ServeConfig)}
     assert len(named) > 8
-    assert named - real == {"--help", "--json"}
+    assert named - real == {"--help", "--json", "--minutes"}
+    assert f"{MOST_MESSAGES:,} messages" in TEXT
+    assert f"bodies that are coming have more than {BODIES} times" in TEXT
+    assert f"has written {SLICE} tokens in it" in TEXT
+    assert f"after {REQUESTS_END * 10:g} tenths of them" in TEXT
+    assert f"requests of up to {SMALL // 1024} KB" in TEXT
+    assert f"killed after {READ_SECONDS:g} seconds" in TEXT
     assert f"`stop` (up to {MOST_STOPS})" in TEXT
     assert f"`n` (up to {MOST_CHOICES})" in TEXT
 
 
-@pytest.mark.parametrize("status", ["400", "401", "404", "413", "429", "504"])
+@pytest.mark.parametrize("status", ["400", "401", "404", "408", "413", "429", "500", "503", "504"])
 def test_statuses_that_it_names_are_given(status: str) -> None:
     code = "".join(path.read_text() for path in (ROOT / "gem_ds").glob("serv*.py"))
     assert re.search(rf"\b{status}\b", code)
