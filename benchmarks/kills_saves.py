@@ -123,7 +123,7 @@ def _names(path: Path) -> set[str]:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--kills", type=whole(1), default=100)
+    parser.add_argument("--kills", type=whole(1), default=100, help="how many")
     parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is random")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of moments")
     args = parser.parse_args()
