@@ -46,7 +46,7 @@ def imported(path: Path) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names = [str(node.module)] if isinstance(node, ast.ImportFrom) else names
+        names = [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else names
         for name in {name.partition(".")[0] for name in names}:
             if name not in OWN and name not in sys.stdlib_module_names:
                 for distribution in distributions(name):
