@@ -5,6 +5,7 @@
 Then, with any client of that interface: base_url="http://127.0.0.1:8000/v1", model="gem".
 """
 
+import os
 import sys
 
 from gem_ds.errors import run
@@ -22,6 +23,8 @@ def main() -> None:
     from gem_ds.serve import serve  # after the arguments, so that help comes at once
 
     serve(config)
+    sys.stderr.flush()
+    os._exit(0)  # taking down the interpreter takes seconds on a busy machine, and frees nothing
 
 
 if __name__ == "__main__":

@@ -118,7 +118,10 @@ def test_a_model_that_fails_for_good_ends_the_server(tokenizer_dir: Path, tmp_pa
     line = process.stdout.readline()
     (url,) = re.findall(r"on (http://\S+):", line)
     answer = httpx.post(
-        f"{url}/v1/embeddings", json={"model": "export", "input": "a"}, trust_env=False
+        f"{url}/v1/embeddings",
+        json={"model": "export", "input": "a"},
+        trust_env=False,
+        timeout=60,
     )
     _, said = process.communicate(timeout=60)
     assert answer.status_code == 500

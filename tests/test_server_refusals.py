@@ -144,8 +144,7 @@ def test_more_requests_than_the_queue_holds_are_sent_away(strict_server: Served)
     with ThreadPoolExecutor(12) as pool:
         asked = pool.map(ask, range(12))
         with strict_server.client() as plain:
-            while metric(strict_server, "gem_open_requests") < 3:
-                time.sleep(0.01)
+            until(lambda: metric(strict_server, "gem_open_requests") >= 3, 2)
             assert plain.get("/health").status_code == 200
             assert plain.get("/metrics").status_code == 200
         with _elsewhere(strict_server) as other:
