@@ -105,12 +105,15 @@ class Listener(uvicorn.Server):
         self.metrics.closed.labels(why).inc()
         connection.transport.abort()
 
+    def _open(self) -> list[Connection]:
+        return [one for one in self.server_state.connections if isinstance(one, Connection)]
+
     def _n_open(self) -> int:
         return len(self.server_state.connections) + len(self._joining)
 
     def _sweep(self) -> None:
         now = time.monotonic()
-        for connection in list(self.server_state.connections):
+        for connection in self._open():
             awaits = connection.look(now)
             if awaits and now - connection.since > self.seconds[awaits]:
                 self._drop(connection, awaits)
@@ -168,7 +171,7 @@ class Listener(uvicorn.Server):
         """Close those that have waited longest for their clients, to make room for others; whether
         there are any."""
         now = time.monotonic()
-        waiting = [one for one in self.server_state.connections if one.look(now)]
+        waiting = [one for one in self._open() if one.look(now)]
         waiting.sort(key=lambda one: one.since)
         for connection in waiting[: max(self.most // EVICTED, 1)]:
             self._drop(connection, "room")

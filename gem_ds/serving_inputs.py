@@ -48,7 +48,7 @@ class ModelSizes:
 class Asked(NamedTuple):
     """A request that has been read."""
 
-    call: Call  # without its texts
+    call: Any  # the `Call` asked for, without its texts
     documents: list[Ids]  # to embed, or prompts
     n_new: list[int]  # the most tokens to write behind each prompt
     n_tokens: int  # that the client gave

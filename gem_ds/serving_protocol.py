@@ -80,6 +80,8 @@ class _Transport:
 class Connection(H11Protocol):
     """One connection, which knows for what of its client it waits, and since when."""
 
+    transport: Any  # a `_Transport`
+
     def __init__(self, keeper: Keeper) -> None:
         super().__init__(keeper.config, keeper.server_state, keeper.lifespan.state)
         self.keeper = keeper
@@ -133,7 +135,7 @@ class Connection(H11Protocol):
         reads = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is not h11.DONE
         self.keeper.received(self, len(data) if reads else 0)
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """Whether there is something to answer still: a client may only have ended what it sends.
 
         If it has left, the system says so when something is sent to it. An interim answer, which
