@@ -15,7 +15,7 @@ from torch.utils import cpp_extension
 
 
 @contextmanager
-def warning_of_locks(seconds: float = 30.0) -> Iterator[None]:
+def warning_of_locks(seconds: float = 10.0) -> Iterator[None]:
     """Within it, name the locks that were there before and still are after some seconds."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
     locks = [lock for lock in Path(root).rglob("lock") if lock.is_file()]

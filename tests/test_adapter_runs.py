@@ -142,6 +142,7 @@ def test_a_resumed_run_continues_bit_for_bit(made):
     whole, cut = made / "two" / "summary", made / "cut" / "summary"
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "step-00000006")
+    (cut / "checkpoints" / "latest").write_text("step-00000003")
     several_runs(made / "cut", 2, {"summary": flags(made, rows_per_micro_batch=2, resume="auto")})
     a, b = (load_weights(find(run, 6)) for run in (whole, cut))
     assert a.keys() == b.keys()

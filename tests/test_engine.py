@@ -4,6 +4,7 @@ Refusals: test_engine_refusals.
 """
 
 import json
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -190,8 +191,9 @@ def test_the_run_says_what_a_person_wants_to_see(trained):
 
 
 def test_a_full_folder_another_checkpoint_and_missing_ones_are_refused(trained, made):
-    with pytest.raises(InputError, match=r"already has checkpoints \(newest step-00000002\)"):
-        run_folder.to_resume(TrainConfig(str(made / "shards"), str(trained / "zero3"), "d.json"))
+    full = TrainConfig(str(made / "shards"), str(trained / "zero3"), "d.json")
+    with ExitStack() as stack, pytest.raises(InputError, match=r"already .*newest step-00000002\)"):
+        run_folder.enter(full, stack)
     state = read_state(find(trained / "zero3"))
     for key, value in (("vocab_size", 512), ("manifest", "f00"), ("seed", 4)):
         with pytest.raises(InputError, match=rf"was written with {key} = .*this run has {value!r}"):
