@@ -59,7 +59,8 @@ def export_run(
     there is no checkpoint, if the base is not this model's, if the tokenizer is not the one that
     the run was trained with, or as `export` does.
     """
-    from gem_ds import checkpoint  # DeepSpeed takes seconds to import; readers of exports need none
+    # DeepSpeed takes seconds to import; readers of exports need none.
+    from gem_ds import checkpoint, record
 
     folder = checkpoint.find(run, step)
     # Before the weights are read, which takes minutes for a large model.
@@ -67,7 +68,7 @@ def export_run(
     shard_bytes = _bytes_of(shard_gb)
     state = checkpoint.read_state(folder)
     mode, _, alpha = state.get("adapter") or (None, 0, 0.0)
-    told = json.loads((run / "run.json").read_text())["config"]
+    told = record.read(run)["config"]
     made_from = base or told["model"] or told["config"]
     gem = GemConfig(
         summary_tokens=tuple(state["summary_tokens"]),

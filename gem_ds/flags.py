@@ -122,7 +122,9 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             assert action.type not in (int, float), f"{action.dest}: give `whole` or `real`"
         args = list(sys.argv[1:] if args is None else args)
-        if not args and any(a.required and a.nargs != "*" for a in self._actions):
+        needs = any(a.required and a.nargs != "*" for a in self._actions)
+        needs |= any(group.required for group in self._mutually_exclusive_groups)
+        if not args and needs:
             self.print_help()
             sys.exit(2)
         self.given = {}

@@ -6,13 +6,14 @@ of the base names, and measured scores. Paths of the machine that trained are le
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 
-from gem_ds import export_embed
+from gem_ds import export_embed, record
 from gem_ds.errors import InputError
 from gem_ds.gem_config import GemConfig
 
@@ -61,7 +62,7 @@ def provenance(run: Path, step: int, base: str | None, scores: Path | None) -> P
 
     Raises `InputError` for scores that are no JSON object.
     """
-    told = json.loads((run / "run.json").read_text())
+    told = record.read(run)
     flags = {name: x for name, x in told["config"].items() if name not in _OF_THE_MACHINE}
     return Provenance(
         flags, told["versions"], _tokens(run, step), _licence(base), _read_scores(scores)
@@ -71,12 +72,14 @@ def provenance(run: Path, step: int, base: str | None, scores: Path | None) -> P
 def _tokens(run: Path, step: int) -> int | None:
     """Tokens in the streams of the steps before `step`, padding left out."""
     path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    metrics = {m["step"]: m for m in map(json.loads, lines) if m["step"] < step}
-    if len(metrics) != step:
-        return None
-    tokens: float = sum(m["data/tokens"] * (1 - m["data/padding"]) for m in metrics.values())
-    return round(tokens)
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    tokens: dict[int, float] = {}
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):  # of a line that is no metrics
+            m = json.loads(line)
+            tokens[m["step"]] = m["data/tokens"] * (1 - m["data/padding"])
+    steps = range(step)
+    return round(sum(tokens[i] for i in steps)) if tokens.keys() >= set(steps) else None
 
 
 def _licence(base: str | None) -> dict[str, str]:

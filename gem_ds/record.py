@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from gem_ds import dist
+from gem_ds.errors import InputError
 from gem_ds.files import replacing
 
 LIBRARIES = (
@@ -56,7 +57,7 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The git commit of this code, with a + where files differ from it; nothing outside git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
         changed = subprocess.run(
@@ -67,6 +68,25 @@ def commit() -> str | None:
     if head.returncode:
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """The flags (``config``) and ``versions`` of a run.
+
+    Raises `InputError` where its ``run.json`` is missing or damaged.
+    """
+    path = folder / FILE
+    try:
+        found = json.loads(path.read_bytes())
+        told = {key: dict(found[key]) for key in ("config", "versions")}
+        if not told["config"].keys() >= {"model", "config"}:
+            raise ValueError("the base is missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error!r}); copy it again from where the run was, or start "
+            "the run again with --resume auto, which writes it"
+        ) from error
+    return told
 
 
 def write(folder: Path, first_step: int, started: dict[str, Any], resolved: dict[str, Any]) -> None:

@@ -197,3 +197,18 @@ def test_without_arguments_a_command_that_needs_some_shows_help(
         parser_of(Config, "A command.").parse_args([])
     assert ended.value.code == 2
     assert "A command." in capsys.readouterr().out
+
+
+def test_a_command_that_needs_something_prints_its_help(capsys: pytest.CaptureFixture) -> None:
+    needs, one_of, nothing = Parser("First."), Parser("Second."), Parser("Third.")
+    needs.add_argument("--run", required=True)
+    group = one_of.add_mutually_exclusive_group(required=True)
+    for flag in ("--run", "--verify"):
+        group.add_argument(flag)
+    nothing.add_argument("--run")
+    for parser, title in ((needs, "First."), (one_of, "Second.")):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args([])
+        assert ended.value.code == 2
+        assert title in capsys.readouterr().out
+    assert nothing.parse_args([]).run is None

@@ -16,7 +16,8 @@ from gem_ds import model_card
 from gem_ds.errors import InputError
 from gem_ds.model_card import Provenance
 
-FLAGS = {"recipe": "keep", "shards": "/data/secret", "model": "/data/base", "steps": 5}
+FLAGS = {"recipe": "keep", "shards": "/data/secret", "model": "/data/base", "config": None}
+FLAGS["steps"] = 5
 
 
 @pytest.fixture
@@ -43,8 +44,22 @@ def test_provenance_is_what_the_run_says(run: Path, tmp_path: Path) -> None:
     assert model_card.provenance(run, 4, str(base), None).licence == {}
     assert model_card.provenance(run, 4, "org/of-the-hub", None).licence == {}
     assert model_card.provenance(run, 6, None, None).tokens is None, "metrics are missing"
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'\n\xff\n[]\n{"step": 9}\n{"step": 4, "data/tok')
+    assert model_card.provenance(run, 4, None, None).tokens == 3000, "lines that are no metrics"
     (run / "metrics.jsonl").unlink()
     assert model_card.provenance(run, 4, None, None).tokens is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"config": {}, "versions": {}}', None])
+def test_a_record_that_cannot_be_read_is_named(run: Path, content: str | None) -> None:
+    (run / "run.json").unlink()
+    if content is not None:
+        (run / "run.json").write_text(content)
+    with pytest.raises(
+        InputError, match=r"run\.json cannot be read .*--resume auto, which writes it"
+    ):
+        model_card.provenance(run, 4, None, None)
 
 
 def test_scores_are_a_table(run: Path, tmp_path: Path) -> None:
