@@ -70,7 +70,7 @@ def _takes_adapters(lm: Any) -> bool:
     ids = torch.arange(3, 30)[None]
     try:
         lm(input_ids=ids, use_cache=False)
-    except Exception:
+    except Exception:  # a family that does not run alone; the case shows what becomes of it
         return False
     for module in lm.modules():
         module._forward_pre_hooks.clear()
@@ -85,7 +85,7 @@ def _head_is_linear(lm: Any) -> bool:
         hidden = lm.base_model(input_ids=ids, use_cache=False)[0]
         logits = lm(input_ids=ids, use_cache=False).logits
         plain = lm.get_output_embeddings()(hidden)
-    except Exception:
+    except Exception:  # a family that does not run alone; the case shows what becomes of it
         return False
     cap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
     plain = torch.tanh(plain / cap) * cap if cap else plain

@@ -60,7 +60,10 @@ class Packer:
         self._waiting: list[Document] = []
 
     def rows(self, documents: list[Document], last: bool) -> Iterator[Row]:
-        """The rows of a window, shuffled: `pack` puts long documents first. The last waits not."""
+        """The rows of a window, shuffled, since `pack` puts long documents first.
+
+        Documents of a row that is not full wait for the next window, unless this is the last.
+        """
         documents = self._waiting + documents
         lengths = [len(document.input_ids) for document in documents]
         packed = pack(lengths, self.row_length)

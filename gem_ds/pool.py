@@ -150,7 +150,10 @@ def _bury(
 
 
 def _serve(task: Task[Any, Any], pipe: Connection) -> None:
-    """A worker's life. Ctrl-C is left to the main process, and its end, whatever it be, is ours."""
+    """Do items until the pipe ends: what a worker process runs.
+
+    It ignores Ctrl-C, which the main process handles, and ends when the main process does.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,9 +1,9 @@
 """What requests may say: OpenAI's interface, as far as this server has it.
 
-Null is as left out, everywhere. Fields that change no answer are ignored. What this server does not
-have is refused in words, except at the value that asks for nothing. JSON is read strictly: no
-number in quotes, no unknown option, no NaN, no half of a surrogate pair. Lists and objects have a
-greatest length, which is checked before what is in them.
+A field that is null counts as left out. Fields that change no answer are ignored. An option that
+this server does not have is refused with a message, unless its value turns it off
+(``"echo": false``). JSON is read strictly: no number in quotes, no unknown option, no NaN, no half
+of a surrogate pair. Lists and objects have a greatest length, which is checked before their content.
 """
 
 from collections.abc import Mapping

@@ -25,7 +25,7 @@ def main() -> None:
     from gem_ds.ranks import join
     from gem_ds.recipes import defaults
 
-    join()  # before anything is said: of what is wrong, one rank tells
+    join()  # first, so that one rank alone reports a wrong flag
     parser = parser_of(TrainConfig, "Train a language model that embeds and generates.")
     parser.set_defaults(**defaults(sys.argv[1:]))
     config = TrainConfig(**vars(parser.parse_args()))

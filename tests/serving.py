@@ -1,7 +1,9 @@
-"""Tiny exports to serve, and a server asked by OpenAI's own client."""
+"""Tiny exports to serve, a server asked by OpenAI's own client, and work for its model's thread."""
 
+import asyncio
 import base64
 import shutil
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,14 @@ from served import Served
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gem_ds import adapter_files, adapters
+from gem_ds.decoding import Sampling
 from gem_ds.export import export
+from gem_ds.inference import GemModel
+from gem_ds.serving_batches import Worker
+from gem_ds.serving_config import ServeConfig
+from gem_ds.serving_inputs import Inputs, ModelSizes
+from gem_ds.serving_jobs import Piece, Ticket, ToWrite
+from gem_ds.serving_schemas import EmbeddingRequest
 
 POSITIONS = 512
 KEY = "a key for tests"
@@ -75,3 +84,38 @@ def metric(server: Served, name: str) -> float:
     with server.client() as plain:
         lines = plain.get("/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def documents(gem: GemModel, texts: Sequence[str]) -> list[np.ndarray]:
+    sizes = ModelSizes(gem.folder, gem.encoder.summary_tokens, gem.max_tokens, 512, 32)
+    inputs = Inputs(sizes, ServeConfig(model="x"))
+    return inputs.documents(EmbeddingRequest(model="x", input=list(texts)))[0]
+
+
+def prompt(gem: GemModel, text: str) -> np.ndarray:
+    return documents(gem, [text])[0][:-1]
+
+
+def to_write(gem: GemModel, text: str, n: int, ticket: Ticket, **how: Any) -> ToWrite:
+    return ToWrite(prompt(gem, text), n, Sampling(**how), (), 0, ticket)
+
+
+async def whole(ticket: Ticket) -> tuple[str, str, int]:
+    text = ""
+    while True:
+        piece: Piece = await ticket.next()
+        text += piece.text
+        if piece.reason:
+            return text, piece.reason, piece.tokens
+
+
+def counts(worker: Worker, kind: str) -> float:
+    found = worker.metrics.registry.get_sample_value("gem_batch_texts_count", {"kind": kind})
+    return found or 0.0
+
+
+def go(do: Callable[[], Awaitable[Any]]) -> Any:
+    async def within() -> Any:
+        return await asyncio.wait_for(do(), 60)
+
+    return asyncio.run(within())

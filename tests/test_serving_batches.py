@@ -1,22 +1,20 @@
 """The model's thread: who is next, who joins, who leaves, and what a failure takes with it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import export_to_serve
+from serving import counts, documents, export_to_serve, go, to_write, whole
 
-from gem_ds.decoding import Sampling
 from gem_ds.inference import GemModel
 from gem_ds.serving_batches import EMBED, WRITE, Worker
 from gem_ds.serving_config import ServeConfig
-from gem_ds.serving_inputs import Inputs, ModelSizes
-from gem_ds.serving_jobs import Piece, Ticket, ToEmbed, ToWrite
+from gem_ds.serving_jobs import Ticket, ToEmbed
 from gem_ds.serving_metrics import Metrics
-from gem_ds.serving_schemas import ApiError, EmbeddingRequest
+from gem_ds.serving_schemas import ApiError
 
 
 @pytest.fixture(scope="module")
@@ -38,41 +36,6 @@ def made(gem: GemModel) -> Iterator[Callable[..., Worker]]:
     for worker in workers:
         if worker.is_alive():
             worker.close()
-
-
-def documents(gem: GemModel, texts: Sequence[str]) -> list[np.ndarray]:
-    sizes = ModelSizes(gem.folder, gem.encoder.summary_tokens, gem.max_tokens, 512, 32)
-    inputs = Inputs(sizes, ServeConfig(model="x"))
-    return inputs.documents(EmbeddingRequest(model="x", input=list(texts)))[0]
-
-
-def prompt(gem: GemModel, text: str) -> np.ndarray:
-    return documents(gem, [text])[0][:-1]
-
-
-def to_write(gem: GemModel, text: str, n: int, ticket: Ticket, **how: Any) -> ToWrite:
-    return ToWrite(prompt(gem, text), n, Sampling(**how), (), 0, ticket)
-
-
-async def whole(ticket: Ticket) -> tuple[str, str, int]:
-    text = ""
-    while True:
-        piece: Piece = await ticket.next()
-        text += piece.text
-        if piece.reason:
-            return text, piece.reason, piece.tokens
-
-
-def counts(worker: Worker, kind: str) -> float:
-    found = worker.metrics.registry.get_sample_value("gem_batch_texts_count", {"kind": kind})
-    return found or 0.0
-
-
-def go(do: Callable[[], Awaitable[Any]]) -> Any:
-    async def within() -> Any:
-        return await asyncio.wait_for(do(), 60)
-
-    return asyncio.run(within())
 
 
 def test_what_is_written_together_is_what_is_written_alone(gem: GemModel, made: Any) -> None:
@@ -268,20 +231,6 @@ def test_a_text_that_needs_all_places_gets_them(gem: GemModel, made: Any) -> Non
         more = asyncio.ensure_future(asyncio.gather(*map(whole, small[1:])))
         await whole(large)
         await more
-
-    go(do)
-
-
-def test_what_is_read_slowly_is_held_as_text(gem: GemModel) -> None:
-    async def do() -> None:
-        ticket = Ticket()
-        for i in range(1000):
-            ticket.push(Piece(i % 2, "a", i // 2 + 1, "stop" if i > 997 else None))
-        ticket.push(np.zeros(1))
-        assert await ticket.next() == Piece(0, "a" * 500, 500, "stop")
-        assert await ticket.next() == Piece(1, "a" * 500, 500, "stop")
-        assert (await ticket.next()).shape == (1,)
-        assert await ticket.next(0.01) is None
 
     go(do)
 
