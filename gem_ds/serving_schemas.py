@@ -3,7 +3,7 @@
 A field that is null counts as left out. Fields that change no answer are ignored. An option that
 this server does not have is refused with a message, unless its value turns it off
 (``"echo": false``). JSON is read strictly: no number in quotes, no unknown option, no NaN, no half
-of a surrogate pair. Lists and objects have a greatest length, which is checked before their content.
+of a surrogate pair. Lists and objects have a greatest length, checked before their content.
 """
 
 from collections.abc import Mapping
