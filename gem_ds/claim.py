@@ -18,8 +18,8 @@ LOCK = "lock"
 def claimed(output: Path, alone: bool) -> Iterator[Callable[[], None]]:
     """The folder, ours: alone, or beside others. What it yields lets others in from then on.
 
-    Raises `InputError` if it holds files that are not ours, or a run that goes not with this one is
-    at it.
+    Raises `InputError` if it holds files that are not ours, or if another run writes there that
+    this one must not share it with.
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / LOCK

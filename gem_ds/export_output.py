@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
-
 from gem_ds.errors import InputError, reason
+from gem_ds.files import is_leftover
 
 MODEL = "model"  # without it no folder is taken for an export
 
@@ -77,6 +76,5 @@ def _remove_leftovers(place: Path) -> None:
     """Remove what processes of this machine left that are no more."""
     name = f".{glob.escape(place.name)}.{glob.escape(socket.gethostname())}-*.tmp"
     for path in (*place.parent.glob(name), *place.glob(name)):
-        pid = path.stem.rpartition("-")[2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+        if is_leftover(path):
             shutil.rmtree(path, ignore_errors=True)

@@ -31,15 +31,20 @@ def remove_leftovers(folder: Path, name: str = "*", dead_only: bool = False) -> 
     With `dead_only` those of processes of this machine that have ended; else none may live.
     """
     for path in folder.glob(f"{name}.*-*.tmp"):
-        if not dead_only or _is_dead(path):
+        if not dead_only or is_leftover(path):
             path.unlink(missing_ok=True)
 
 
-def _is_dead(temporary: Path) -> bool:
-    """Whether the process that a temporary name is of was of this machine and is no more."""
+def is_leftover(temporary: Path) -> bool:
+    """Whether what has the temporary name of a process of this machine is of one that has ended.
+
+    Ask before this process makes one: a name with its own number is of an earlier one.
+    """
     host, _, pid = temporary.stem.rpartition("-")
     if not (host.endswith(f".{socket.gethostname()}") and pid.isdecimal()):
         return False
+    if int(pid) == os.getpid():
+        return True
     try:
         os.kill(int(pid), 0)
     except OSError as error:

@@ -50,8 +50,9 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
 def test_of_leftovers_only_those_of_dead_processes_here_may_go(tmp_path: Path) -> None:
     here, ended = socket.gethostname(), subprocess.Popen(["true"])
     ended.wait()
-    kept = {f"a.json.{here}-{os.getpid()}.tmp", f"a.json.another-{ended.pid}.tmp", "a.b-c.tmp"}
-    for name in (*kept, f"a.json.{here}-{ended.pid}.tmp"):
+    kept = {f"a.json.{here}-{os.getppid()}.tmp", f"a.json.another-{ended.pid}.tmp", "a.b-c.tmp"}
+    gone = (f"a.json.{here}-{pid}.tmp" for pid in (ended.pid, os.getpid()))  # of an earlier one
+    for name in (*kept, *gone):
         (tmp_path / name).touch()
     files.remove_leftovers(tmp_path, dead_only=True)
     assert {path.name for path in tmp_path.iterdir()} == kept
