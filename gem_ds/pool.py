@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -73,13 +74,18 @@ def run(
                 process = context.Process(target=_serve, args=(task, theirs))
                 process.start()
                 break
-            except (OSError, EOFError) as error:
-                died = isinstance(error, EOFError | ConnectionError)  # what forks: another comes
-                if not died or tries > RETRIES:  # too many files or processes
+            except (EOFError, ConnectionError) as error:  # what forks died: another comes
+                if tries > RETRIES:
                     raise InputError(
-                        f"no more than {len(busy)} worker processes could be started ({error}); "
-                        "give fewer --workers"
+                        f"the process that starts workers died {tries} times ({error}); if memory "
+                        "runs out, run the same command again with fewer --workers"
                     ) from error
+                time.sleep(tries)  # a killed process refuses before it is seen to be dead
+            except OSError as error:  # too many files or processes
+                raise InputError(
+                    f"no more than {len(busy)} worker processes could be started ({error}); "
+                    "give fewer --workers"
+                ) from error
         theirs.close()  # so that the pipe ends with the process
         return _Worker(process, ours, item)
 
