@@ -16,7 +16,7 @@ from served import NAME
 
 EMBEDDINGS, COMPLETIONS, CHAT = "/v1/embeddings", "/v1/completions", "/v1/chat/completions"
 MEGABYTE = 1_000_000
-LOW_PRIORITY = 5  # of the attackers' process: they stand for other machines
+LOWEST_PRIORITY = 19  # of the attackers' process: they stand for other machines
 SECONDS = 20.0  # that an attacker waits for an answer
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -262,7 +262,7 @@ async def _attack(port: int, names: list[str], begun: Any, end: Any) -> dict[str
 
 
 def _run(port: int, names: list[str], begun: Any, end: Any, pipe: Any) -> None:
-    os.nice(LOW_PRIORITY)
+    os.nice(LOWEST_PRIORITY)
     pipe.send(asyncio.run(_attack(port, names, begun, end)))
 
 

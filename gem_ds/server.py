@@ -38,6 +38,7 @@ from gem_ds.serving_schemas import (
 )
 
 ROUTES = "/v1/embeddings, /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics"
+FULL_SECONDS = 1.0  # after which a client is told that the queue is full
 BEAT = 5.0  # seconds after which a stream says something
 IDS = (
     "a request has token ids instead of text. They must be of this model's tokenizer: those of "
@@ -95,7 +96,12 @@ class Server:
         """The request that a body holds. Raises `ApiError`."""
         place = place_of(request)
         body = await deadline.wait(read_body(request, self.config))
-        place.take(len(body))
+        try:
+            place.take(len(body))
+        except ApiError:  # many ask again at once, and answering them would be all that is done
+            del body
+            await deadline.wait(asyncio.sleep(FULL_SECONDS))
+            raise
         asked = await deadline.wait(self.readers.read(kind, body))
         place.read()
         if asked.gave_ids:

@@ -28,7 +28,8 @@ from gem_ds.serving_turns import Shares, Turns, gives_way
 from gem_ds.tokenization import Ids
 
 EMBED, WRITE = "embed", "write"
-SHARED = 8  # where others wait for it, a stream of texts is so many times shorter
+TURN = 0.1  # seconds that a stream of texts takes about: whoever comes meanwhile waits for it
+LEAST_TOKENS = 64  # of a stream
 _log = logging.getLogger("uvicorn.error")  # the server's log
 
 
@@ -44,6 +45,8 @@ class Worker(threading.Thread):
         self.to_embed: Turns[tuple[ToEmbed, int]] = Turns()  # a request, and which of its texts
         self.embedding: set[Ticket] = set()  # whose texts are in the stream under way
         self.to_write: Turns[Writer] = Turns()
+        self.most_tokens = gem.encoder.at_once(config.max_batch_tokens)
+        self.at_once = LEAST_TOKENS  # tokens that are read in about `TURN`; found out in use
         self.spent = {EMBED: 0.0, WRITE: 0.0}  # seconds, while there was both to do
         self.shares = Shares()
         # Where a step's time grows with its texts; on a GPU it hardly does.
@@ -90,8 +93,9 @@ class Worker(threading.Thread):
         try:
             self._drop_cancelled()
             clients = self._clients(EMBED) | self._clients(WRITE)
+            next_clients = self.shares.next(clients)
             if self.shares_time:
-                clients = self.shares.next(clients)
+                clients = next_clients
             kind = self._next_kind(clients)
             if kind == EMBED:
                 self._embed(clients)
@@ -162,14 +166,13 @@ class Worker(threading.Thread):
             ticket.push(_failure())
 
     def _embed(self, clients: set[str]) -> None:
-        budget = self._budget(self._has(WRITE) or len(self.to_embed.clients) > 1)
         began = time.monotonic()
         taken: list[tuple[ToEmbed, int]] = []
         documents: list[Ids] = []
         tokens = 0
         while texts := next(self.to_embed.waiting(clients), None):
             job, i = texts[0]
-            if documents and tokens + len(job.documents[i]) > budget:
+            if documents and tokens + len(job.documents[i]) > self.at_once:
                 break
             taken.append(self.to_embed.take(job.ticket))
             documents.append(job.documents[i])
@@ -181,13 +184,14 @@ class Worker(threading.Thread):
             if len(job.rows) == len(job.documents):
                 job.ticket.push(np.stack([row for _, row in sorted(job.rows.items())]))
         self.embedding = set()
-        self.shares.charge([job.ticket.client for job, _ in taken], time.monotonic() - began)
-        self.metrics.batch(EMBED, len(documents), tokens)
+        self._has_read(EMBED, [job.ticket for job, _ in taken], tokens, time.monotonic() - began)
 
-    def _budget(self, shared: bool) -> int:
-        """Tokens to read in a turn, for which others wait if it is shared."""
-        most = self.gem.encoder.at_once(self.config.max_batch_tokens)
-        return most // SHARED if shared else most
+    def _has_read(self, what: str, tickets: Sequence[Ticket], tokens: int, seconds: float) -> None:
+        """Charge for a stream of texts, and choose the length of the next one by its speed."""
+        self.shares.charge([ticket.client for ticket in tickets], seconds)
+        self.metrics.batch(what, len(tickets), tokens)
+        like_this = int(tokens * TURN / seconds)
+        self.at_once = min(max(like_this, LEAST_TOKENS), self.most_tokens)
 
     def _write(self, clients: set[str]) -> None:
         writing = [i for i, w in enumerate(self.writers) if w.ticket.client in clients]
@@ -200,8 +204,8 @@ class Worker(threading.Thread):
             self.writers += new
             texts = [writer.join(self.gem) for writer in new]
             logits_DV = self.batch.join(texts, [writer.final for writer in new])
-            self.shares.charge([w.ticket.client for w in new], time.monotonic() - began)
-            self.metrics.batch("read", len(new), sum(map(len, texts)))
+            tickets = [writer.ticket for writer in new]
+            self._has_read("read", tickets, sum(map(len, texts)), time.monotonic() - began)
             self._advance(range(first, len(self.writers)), logits_DV)
         elif not writing and self.writers:  # who is behind waits for a place of these
             self._step(range(len(self.writers)))
@@ -218,7 +222,7 @@ class Worker(threading.Thread):
     def _joining(self, clients: set[str]) -> list[Writer]:
         """Who of those that wait has room beside the others, or is given it."""
         new: list[Writer] = []
-        budget = self._budget(self._has(EMBED) or bool(self.writers))
+        budget = self.at_once
         more = True
         while more:
             more = False

@@ -10,6 +10,7 @@ import heapq
 import itertools
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from gem_ds.serving_inputs import Asked, Call, Inputs, ModelSizes
 from gem_ds.serving_schemas import ApiError, ChatRequest, parse
 
 READ_SECONDS = 30.0  # a reader that takes longer is killed
+LOW_PRIORITY = 10  # of those that read large requests: on few cores the model goes first
 SMALL = 1 << 16  # bytes of a request that is soon read
 FIRST = b'{"model": "", "messages": [{"role": "user", "content": "Is it ready?"}]}'
 _log = logging.getLogger("uvicorn.error")  # the server's log
@@ -35,7 +37,8 @@ class _Reader:
     def __init__(self, config: ServeConfig, small_only: bool) -> None:
         spawning = multiprocessing.get_context("spawn")
         self.pipe, far = spawning.Pipe()
-        self.process = spawning.Process(target=_read_all, args=(far, config), daemon=True)
+        how = far, config, LOW_PRIORITY if config.readers > 1 and not small_only else 0
+        self.process = spawning.Process(target=_read_all, args=how, daemon=True)
         self.process.start()
         far.close()
         self.small_only = small_only
@@ -167,8 +170,9 @@ class Readers:
         return new
 
 
-def _read_all(pipe: Connection, config: ServeConfig) -> None:
+def _read_all(pipe: Connection, config: ServeConfig, niceness: int) -> None:
     """Read requests until the pipe ends: what one of these processes does."""
+    os.nice(niceness)
     for sent in (signal.SIGINT, signal.SIGTERM):  # the server says when it is time to end
         signal.signal(sent, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -12,6 +12,7 @@ from gem_ds.serving_jobs import Ticket
 
 Item = TypeVar("Item")
 Holder = TypeVar("Holder", bound=Any)
+CREDIT = 0.1  # seconds that one is behind who comes
 BEHIND = 0.05  # seconds that a client has had less than another before it goes on alone
 
 
@@ -104,10 +105,12 @@ class Shares:
     def next(self, clients: set[str]) -> set[str]:
         """Who of those that have something to do is next: all, unless some are behind others.
 
-        Those that had nothing to do before begin like the one that has had least.
+        Those that had nothing to do before begin a little behind the one that has had least, so
+        that whoever asks for little does not wait for a whole turn of one that asks for much.
         """
         least = min((self.had[one] for one in clients if one in self.had), default=0.0)
-        self.had = {one: self.had.get(one, least) for one in clients}
+        self.had = {one: self.had.get(one, least - CREDIT) for one in clients}
+        least = min(self.had.values(), default=0.0)
         middle = (least + max(self.had.values(), default=0.0)) / 2
         if middle - least < BEHIND / 2:
             return clients

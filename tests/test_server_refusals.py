@@ -15,6 +15,8 @@ from processes import until
 from served import NAME, Served, served
 from serving import KEY, POSITIONS, metric, official, vectors
 
+from gem_ds.server import FULL_SECONDS
+
 pytest_plugins = ["servers"]
 
 
@@ -135,10 +137,14 @@ def test_a_request_that_takes_too_long_ends(adapter_export: Path) -> None:
 def test_more_requests_than_the_queue_holds_are_sent_away(strict_server: Served) -> None:
     client = official(strict_server, KEY)
 
+    waits = []  # until a request is refused
+
     def ask(_: int) -> str:
+        began = time.monotonic()
         try:
             return "written" if long_text(client, max_tokens=60) else ""
         except openai.APIStatusError as error:
+            waits.append(time.monotonic() - began)
             return f"{error.status_code} {error.message}"
 
     with ThreadPoolExecutor(12) as pool:
@@ -155,6 +161,7 @@ def test_more_requests_than_the_queue_holds_are_sent_away(strict_server: Served)
     assert len(refused) >= 3
     assert all("try again in a while" in answer for answer in refused)
     assert answers.count("written") >= 1
+    assert min(waits) >= FULL_SECONDS, "who asks again and again is slowed down"
 
 
 def _elsewhere(server: Served) -> httpx.Client:

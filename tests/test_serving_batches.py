@@ -1,6 +1,7 @@
 """The model's thread: who is next, who joins, who leaves, and what a failure takes with it."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from serving import counts, documents, export_to_serve, go, to_write, whole
 
 from gem_ds.inference import GemModel
-from gem_ds.serving_batches import EMBED, WRITE, Worker
+from gem_ds.serving_batches import EMBED, LEAST_TOKENS, TURN, WRITE, Worker
 from gem_ds.serving_config import ServeConfig
 from gem_ds.serving_jobs import Ticket, ToEmbed
 from gem_ds.serving_metrics import Metrics
@@ -63,6 +64,30 @@ def test_what_is_written_together_is_what_is_written_alone(gem: GemModel, made: 
         assert (reason, tokens) == ("length", 10 + 5 * i) or reason == "stop"
 
 
+def test_a_stream_is_as_long_as_its_time_allows(
+    gem: GemModel, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, lengths = gem.encoder.embed, []
+
+    def slow(texts: Any) -> Any:
+        lengths.append(sum(map(len, texts)))
+        time.sleep(TURN * lengths[-1] / 200)  # 200 tokens a turn
+        return embed(texts)
+
+    monkeypatch.setattr(gem.encoder, "embed", slow)
+
+    async def do() -> Any:
+        worker = made()
+        ticket = Ticket()
+        worker.submit([ToEmbed(documents(gem, ["one two three four"] * 300), ticket)])
+        worker.start()
+        return await ticket.next()
+
+    assert len(go(do)) == 300
+    assert max(lengths) < 250
+    assert np.median(lengths) > LEAST_TOKENS * 1.5, "it is found out how many it can be"
+
+
 def test_a_small_request_does_not_wait_for_a_large_one(gem: GemModel, made: Any) -> None:
     async def do() -> tuple[float, float, Any, Any]:
         worker = made(max_batch_tokens=200)
@@ -84,7 +109,7 @@ def test_a_small_request_does_not_wait_for_a_large_one(gem: GemModel, made: Any)
 @pytest.mark.parametrize("first", [EMBED, WRITE])
 def test_neither_kind_starves_the_other(gem: GemModel, made: Any, first: str) -> None:
     async def do() -> tuple[float, float]:
-        worker = made(max_batch_tokens=400)
+        worker = made(max_batch_tokens=50)
         embedding, writing = Ticket(), Ticket()
         few = first == EMBED  # whose request is short
         many = documents(gem, ["a text to embed"] * (40 if few else 2000))

@@ -4,7 +4,7 @@ import asyncio
 from typing import NamedTuple
 
 from gem_ds.serving_jobs import Ticket
-from gem_ds.serving_turns import BEHIND, Shares, Turns, gives_way
+from gem_ds.serving_turns import BEHIND, CREDIT, Shares, Turns, gives_way
 
 
 def tickets(*clients: str) -> list[Ticket]:
@@ -77,4 +77,6 @@ def test_who_has_had_less_is_next() -> None:
     assert shares.next(both) == both
     shares.charge(["many"], 10.0)
     assert shares.next({"many"}) == {"many"}
-    assert shares.next({"many", "new"}) == {"many", "new"}, "nobody saves up"
+    assert shares.next({"many", "new"}) == {"new"}, "who comes is before who is busy"
+    shares.charge(["new"], CREDIT)
+    assert shares.next({"many", "new"}) == {"many", "new"}, "but nobody saves up"
