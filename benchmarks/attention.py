@@ -36,8 +36,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from gem_ds import masks
-from gem_ds.attention import Backend, gem_attention, make_plan
+from gem_ds.attention import masks
+from gem_ds.attention.registry import Backend, gem_attention, make_plan
 from gem_ds.errors import run
 from gem_ds.flags import Parser, whole
 from gem_ds.layout import END, START, Bounds, plain

@@ -16,9 +16,12 @@ from bases_causes import Base
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from gem_ds import attention, checkpoint, forward, layout, model, reference
-from gem_ds.inference import GemModel
-from gem_ds.shards import Shards
+from gem_ds import layout
+from gem_ds.attention import forward, registry
+from gem_ds.checkpoints import checkpoint
+from gem_ds.inference.gem_model import GemModel
+from gem_ds.model import kl_reference, language_model
+from gem_ds.shards.dataset import Shards
 
 TEXTS = [list(range(3, 30)), [0, *range(389, 250, -3)], [0, 17, 300, 17, 300, 5]]
 WORDS = [
@@ -143,7 +146,7 @@ def _check_own_forward(case: Case, run: Path, export: Path, n: int) -> None:
     if wrong.unexpected_keys:
         raise Fault(f"the checkpoint has weights of no model: {wrong.unexpected_keys[:3]}")
     lm.tie_weights()
-    attention.attach(lm)
+    registry.attach(lm)
     got = [_own_logits(lm, text)[:, :n] for text in TEXTS]
     far = _difference(expected, got)
     spread = max(float(x.abs().max()) for x in expected)
@@ -154,8 +157,8 @@ def _check_own_forward(case: Case, run: Path, export: Path, n: int) -> None:
 def _own_logits(lm: Any, text: list[int]) -> Tensor:
     bounds_D4 = np.array([layout.plain(0, len(text))], dtype=np.int32)
     ids_T = np.array(text, dtype=np.int32)
-    plain = reference.make_reference(ids_T, bounds_D4, "dense", capacity=len(text))
-    return forward.logits(lm, model.hidden_states(lm, plain)[: len(text)])
+    plain = kl_reference.make_reference(ids_T, bounds_D4, "dense", capacity=len(text))
+    return forward.logits(lm, language_model.hidden_states(lm, plain)[: len(text)])
 
 
 @torch.no_grad()

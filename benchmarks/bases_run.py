@@ -23,9 +23,10 @@ from bases_check import Fault
 from processes import free_port
 from transformers.utils import logging
 
-from gem_ds import bpe, prepare, sharding
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.units import Plan
+from gem_ds.corpus import train_tokenizer
+from gem_ds.shards import prepare, unit_worker
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.work_plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 60.0  # that a script may take
@@ -43,8 +44,11 @@ def shards_of(work: Path, k: int, mixed: bool) -> Path:
 
 def prepare_work(work: Path) -> None:
     """The tokenizer, rows for each k and corpus, and DeepSpeed's files of all cases."""
-    bpe.save(
-        bpe.train([*TEXTS, bpe.__doc__ or "", sharding.__doc__ or ""] * 4, N_TOKENS), work / "tok"
+    train_tokenizer.save(
+        train_tokenizer.train(
+            [*TEXTS, train_tokenizer.__doc__ or "", unit_worker.__doc__ or ""] * 4, N_TOKENS
+        ),
+        work / "tok",
     )
     (work / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
     for k in (1, 8):
@@ -73,7 +77,7 @@ def _shard(work: Path, k: int, mixed: bool) -> None:
         prepare.prepare(replace(config, only_plan=True))
         plan = Plan.load(output)
         for unit in range(len(plan.units)):
-            sharding.write_unit(unit, lambda _: None, folder=output, digest=plan.digest)
+            unit_worker.write_unit(unit, lambda _: None, folder=output, digest=plan.digest)
         prepare.prepare(config)
 
 

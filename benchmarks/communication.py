@@ -4,8 +4,8 @@
 
 Real runs of a small model on CPU processes (gloo); every collective that reaches torch's
 dispatcher in one optimizer step is counted as the whole tensor it gathers or reduces. The plan
-(`gem_ds.communication`) is given the shapes, the DeepSpeed file and the number of anchors. Exit
-status 1 where they differ by more than 2 %.
+(`gem_ds.planning.communication`) is given the shapes, the DeepSpeed file and the number of anchors.
+Exit status 1 where they differ by more than 2 %.
 """
 
 import json
@@ -21,11 +21,13 @@ import torch
 from planned import config_of, launch, parser, prepare, shape_of, start, trained_of, zero_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gem_ds import communication, dist, errors, shapes
-from gem_ds.engine import train_step
+from gem_ds import distributed, errors
 from gem_ds.flags import whole
-from gem_ds.reference import CHUNK
-from gem_ds.visits import Trace
+from gem_ds.model import architecture
+from gem_ds.model.kl_reference import CHUNK
+from gem_ds.planning import communication
+from gem_ds.planning.zero3_trace import Trace
+from gem_ds.training.trainer import train_step
 
 TOLERANCE = 0.02
 MEASURED = 3  # the first step by which DeepSpeed knows the order of modules
@@ -95,9 +97,9 @@ def measure(folder: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
         collectives = Collectives()
         with collectives:
             taken = train_step(run, MEASURED)
-        each = zip(*dist.gather([len(b.anchors) for b in taken.batches]), strict=True)
+        each = zip(*distributed.gather([len(b.anchors) for b in taken.batches]), strict=True)
         planned = plan(run, len(taken.batches), statistics.mean(map(max, each)))
-    inside = {key: n for key, n in collectives.bytes.items() if key[1] < dist.world_size()}
+    inside = {key: n for key, n in collectives.bytes.items() if key[1] < distributed.world_size()}
     found = {
         kind: sum(n for key, n in collectives.bytes.items() if key[0] == kind and key not in inside)
         for kind in ("gathered", "scattered", "reduced")
@@ -114,10 +116,10 @@ def plan(run: Any, micro_batches: int, anchors: float) -> dict[str, float]:
     if config.kl_to_base:
         chunks = -(-config.rows_per_micro_batch * run.loader.shards.manifest.row_length // CHUNK)
         lm = run.engine.module.base._engine.module.lm
-        base = communication.Base(shapes.of_config(lm.config.to_dict(), "base"), chunks)
+        base = communication.Base(architecture.of_config(lm.config.to_dict(), "base"), chunks)
     trace = Trace(shape, trained_of(run), int(config.gradient_checkpointing), chunks)
     traffic = communication.step(
-        trace, zero_of(run), dist.world_size(), micro_batches, anchors, shape.hidden, base
+        trace, zero_of(run), distributed.world_size(), micro_batches, anchors, shape.hidden, base
     )
     return {**traffic.all_ranks._asdict(), "inside": traffic.weights_inside.gathered}
 
@@ -125,7 +127,7 @@ def plan(run: Any, micro_batches: int, anchors: float) -> dict[str, float]:
 def worker(folder: Path, out: Path) -> None:
     settings = json.loads((folder / "settings.json").read_text())
     found = {name: measure(folder, name, setting) for name, setting in settings.items()}
-    if dist.rank() == 0:
+    if distributed.rank() == 0:
         out.write_text(json.dumps(found))
 
 

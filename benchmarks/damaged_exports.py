@@ -28,11 +28,13 @@ from start_checks import VOCABULARY, write_base
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from gem_ds import GemModel, bpe, gem_seal, tokenization
+from gem_ds import GemModel
+from gem_ds.corpus import tokenization, train_tokenizer
 from gem_ds.errors import InputError, run
-from gem_ds.export import export
+from gem_ds.export import gem_seal
+from gem_ds.export.export import export
+from gem_ds.export.gem_config import GemConfig
 from gem_ds.flags import Parser, whole
-from gem_ds.gem_config import GemConfig
 
 TEXTS = ["A short one.", "The words of this text are many; they go on and on."]
 # Read by SentenceTransformers and Python before the export's own code can look at anything.
@@ -118,7 +120,7 @@ def cost(work: Path, repeats: int) -> None:
     """What the check is of loading an export of 1.2 billion parameters on this CPU, in bf16."""
     write_base(work / "base")
     lm = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.bfloat16)
-    bpe.save(bpe.train(TEXTS * 50, 280), work / "tok")
+    train_tokenizer.save(train_tokenizer.train(TEXTS * 50, 280), work / "tok")
     vocab, summary = tokenization.add_summary_tokens(tokenization.load(work / "tok"), 1)
     tokenization.save(vocab, work / "tokenizer")
     weights = {n: x for n, x in lm.state_dict().items() if n not in lm.all_tied_weights_keys}

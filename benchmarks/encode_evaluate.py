@@ -35,18 +35,18 @@ def mteb_equal(folder: Path, export: Path | None = None) -> Result:
     import mteb
     from sentence_transformers import SentenceTransformer
 
-    from gem_ds import eval_mteb, eval_results, eval_tasks
+    from gem_ds.evaluation import mteb_runner, mteb_tasks, result_files
 
     export = export or tiny_export(folder / "k1")
     names = local_tasks(folder / "tasks")
-    model = eval_results.candidate(export)
-    eval_mteb.run(
-        model, eval_tasks.select(names, folder / "tasks"), folder / "ours", eval_mteb.Settings()
+    model = result_files.candidate(export)
+    mteb_runner.run(
+        model, mteb_tasks.select(names, folder / "tasks"), folder / "ours", mteb_runner.Settings()
     )
     ours = _main_scores(folder / "ours" / "results" / model.place, names)
     stock = SentenceTransformer(str(export / "model-embed"))
     theirs = {}
-    for task in eval_tasks.select(names, folder / "tasks"):
+    for task in mteb_tasks.select(names, folder / "tasks"):
         found = mteb.evaluate(stock, task, cache=None, co2_tracker=False, show_progress_bar=False)
         theirs[task.metadata.name] = float(found.task_results[0].get_score())
     return _compared(ours, theirs)
@@ -57,16 +57,18 @@ def lm_equal(folder: Path, export: Path | None = None) -> Result:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from gem_ds import eval_lm, eval_results
+    from gem_ds.evaluation import lm_eval_runner, result_files
 
     export = export or tiny_export(folder / "k1")
     name = lm_task(folder / "lm-task")
     yaml = str(folder / "lm-task")
     tasks = TaskManager(include_path=yaml, include_defaults=False)  # all take 10 s to read
-    scorer = eval_lm.Scorer(
-        eval_results.candidate(export), tasks, eval_lm.Settings(dtype="float32")
+    scorer = lm_eval_runner.Scorer(
+        result_files.candidate(export), tasks, lm_eval_runner.Settings(dtype="float32")
     )
-    (path,) = eval_lm.run(scorer, eval_lm.select(tasks, [name], None), folder / "ours-lm")
+    (path,) = lm_eval_runner.run(
+        scorer, lm_eval_runner.select(tasks, [name], None), folder / "ours-lm"
+    )
     ours = json.loads(path.read_text())["tasks"][name]["metrics"]
     theirs = lm_eval.simple_evaluate(
         model="hf",
@@ -84,7 +86,7 @@ def known_model(folder: Path, model: Path, pairs: Path) -> Result:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
-    from gem_ds import eval_mteb, eval_results, eval_tasks
+    from gem_ds.evaluation import mteb_runner, mteb_tasks, result_files
 
     with pairs.open(newline="") as lines:
         rows = [(first, second, float(score)) for first, second, score in csv.reader(lines)]
@@ -92,9 +94,9 @@ def known_model(folder: Path, model: Path, pairs: Path) -> Result:
     keys = ("sentence1", "sentence2", "score")
     write_rows(place / "test.jsonl", [dict(zip(keys, row, strict=True)) for row in rows])
     (place / "task.json").write_text(json.dumps({"name": "KnownSTS", "type": "STS"}))
-    tested = eval_results.candidate(model)
-    tasks = eval_tasks.select(["KnownSTS"], folder / "known")
-    eval_mteb.run(tested, tasks, folder / "known-ours", eval_mteb.Settings())
+    tested = result_files.candidate(model)
+    tasks = mteb_tasks.select(["KnownSTS"], folder / "known")
+    mteb_runner.run(tested, tasks, folder / "known-ours", mteb_runner.Settings())
     ours = _main_scores(folder / "known-ours" / "results" / tested.place, ["KnownSTS"])
     first, second, scores = zip(*rows, strict=True)
     judge = EmbeddingSimilarityEvaluator(first, second, [s / 5 for s in scores], write_csv=False)

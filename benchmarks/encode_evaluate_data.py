@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from gem_ds import adapter_files, adapters, bpe, tokenization
-from gem_ds.export import SHARD_GB, export
-from gem_ds.gem_config import GemConfig
+from gem_ds.corpus import tokenization, train_tokenizer
+from gem_ds.export.export import SHARD_GB, export
+from gem_ds.export.gem_config import GemConfig
+from gem_ds.model import adapter_files, adapters
 
 TOPICS = {
     "weather": ["rain", "snow", "wind", "storm", "cloud", "sun", "cold", "frost", "fog", "thunder"],
@@ -179,7 +180,7 @@ def tiny_export(
     work = folder.parent / f"{folder.name}-work"
     rng = random.Random(2)
     texts = [sentence(rng, topic, 12) for topic in TOPICS for _ in range(60)]
-    bpe.save(bpe.train(texts, 350), work / "base")
+    train_tokenizer.save(train_tokenizer.train(texts, 350), work / "base")
     vocab, summary = tokenization.add_summary_tokens(tokenization.load(work / "base"), k)
     tokenization.save(vocab, work / "tokenizer")
     torch.manual_seed(seed)

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from gem_ds import bpe, corpus, tokenization
-from gem_ds.export import export
-from gem_ds.gem_config import GemConfig
-from gem_ds.tokenization import Vocabulary
+from gem_ds.corpus import docstrings, tokenization, train_tokenizer
+from gem_ds.corpus.tokenization import Vocabulary
+from gem_ds.export.export import export
+from gem_ds.export.gem_config import GemConfig
 
 VOCABULARY = 4096
 SHAPE = {
@@ -25,13 +25,13 @@ SHAPE = {
 
 def documentation() -> list[str]:
     """Text that every machine has: docstrings of the standard library."""
-    files = [f for f in corpus.source_files() if "/site-packages/" not in f[0]]
-    return [entry.text for entry in corpus.collect(files[:200])]
+    files = [f for f in docstrings.source_files() if "/site-packages/" not in f[0]]
+    return [entry.text for entry in docstrings.collect(files[:200])]
 
 
 def make(folder: Path) -> Path:
     """Export a random Llama with one summary token, as if all its weights had been trained."""
-    bpe.save(bpe.train(documentation(), VOCABULARY), folder / "base")
+    train_tokenizer.save(train_tokenizer.train(documentation(), VOCABULARY), folder / "base")
     vocab, summary = tokenization.add_summary_tokens(tokenization.load(folder / "base"), 1)
     tokenization.save(vocab, folder / "tokenizer")
     torch.manual_seed(0)

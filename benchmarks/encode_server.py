@@ -29,7 +29,7 @@ from served import NAME, Served, served
 
 from gem_ds.errors import run
 from gem_ds.flags import SEEDS, Parser, real, whole
-from gem_ds.inference import GemModel
+from gem_ds.inference.gem_model import GemModel
 
 WORDS = ("string", "list", "returns", "every", "part", "that", "is", "split", "by", "words")
 PER_REQUEST = 32  # texts

@@ -66,7 +66,8 @@ def measured(run: Path, how: str, args: argparse.Namespace) -> dict[str, float]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     from peft import LoraConfig  # noqa: F401  (its memory is not the export's)
 
-    from gem_ds import checkpoint, export, partitions  # noqa: F401
+    from gem_ds.checkpoints import checkpoint, zero_reader  # noqa: F401
+    from gem_ds.export import export
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak is from here
     before, began = memory("VmRSS"), time.monotonic()
@@ -84,7 +85,7 @@ def write_run(run: Path, hidden: int, layers: int, frozen: bool) -> int:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from gem_ds import checkpoint
+    from gem_ds.checkpoints import checkpoint
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from exports import run_tokenizer

@@ -25,11 +25,13 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from gem_ds import attention, forward, layout, model
+from gem_ds import layout
+from gem_ds.attention import forward, registry
 from gem_ds.errors import InputError, run
 from gem_ds.flags import Parser
 from gem_ds.layout import END, START
-from gem_ds.reference import Reference
+from gem_ds.model import language_model
+from gem_ds.model.kl_reference import Reference
 
 BOUNDS_D4 = np.array(
     [[0, 7, 8, 14], [14, 23, 23, 23], [23, 27, 28, 28], [28, 29, 30, 35]], dtype=np.int32
@@ -60,11 +62,11 @@ def own_logits(lm: Any, ids: Tensor) -> Tensor:
     stream = Reference(
         input_ids=ids[None],
         position_ids=torch.from_numpy(layout.positions(BOUNDS_D4))[None],
-        plan=attention.make_plan(BOUNDS_D4, "dense"),
+        plan=registry.make_plan(BOUNDS_D4, "dense"),
         index=torch.arange(len(ids)),
         n_chunks=1,
     )
-    return forward.logits(lm, model.hidden_states(lm, stream))
+    return forward.logits(lm, language_model.hidden_states(lm, stream))
 
 
 @torch.no_grad()
@@ -84,7 +86,7 @@ def verdict(family: str) -> str:
     except Exception as error:
         return f"not tried: {_said(error)}"
     try:
-        attention.attach(lm)
+        registry.attach(lm)
         got = own_logits(lm, ids)
         leaks = []
         for place, others in ((0, slice(START_OF, None)), (-1, slice(0, BOUNDS_D4[-1, START]))):

@@ -23,12 +23,12 @@ from faults_runs import ROOT, SAVE_EVERY, Started, Work, metrics, same_bits, sta
 from processes import until
 from rows import Result, measure
 
-from gem_ds import checkpoint
+from gem_ds.checkpoints import checkpoint
 from gem_ds.errors import run
 from gem_ds.flags import SEEDS, Parser, whole
-from gem_ds.health import Health
 from gem_ds.stopping import StopRequest
-from gem_ds.watchdog import Watchdog
+from gem_ds.training.health import Health
+from gem_ds.training.watchdog import Watchdog
 
 STEPS = 40
 TIMEOUT = 6.0  # seconds, of the watchdog

@@ -16,8 +16,8 @@ import torch
 from processes import free_port, living, until
 from transformers import LlamaConfig
 
-from gem_ds import checkpoint
-from gem_ds.watchdog import FOLDER
+from gem_ds.checkpoints import checkpoint
+from gem_ds.training.watchdog import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
 SAVE_EVERY = 5

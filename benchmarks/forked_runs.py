@@ -25,7 +25,7 @@ from processes import free_port
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["gem_ds.engine"])
+_PROCESSES.set_forkserver_preload(["gem_ds.training.trainer"])
 SECONDS = 120.0
 REMOVE, RENAME, WRITE = ("remove", "rename", "write")
 
@@ -83,7 +83,7 @@ def _be_run(flags: list[str], log: Path, moments: Path | None, kill: int) -> Non
 
 
 def _watch(run: Path, moments: Path, kill: int) -> None:
-    from gem_ds import saving
+    from gem_ds.checkpoints import async_writer
 
     out = moments.open("w", buffering=1)
     n = 0
@@ -111,7 +111,7 @@ def _watch(run: Path, moments: Path, kill: int) -> None:
         if count(kind, str(path.relative_to(run))):
             end()
 
-    write: Callable[..., int] = saving._Hashed.write
+    write: Callable[..., int] = async_writer._Hashed.write
 
     def half_write(self: Any, data: Any) -> int:
         if count(WRITE, "a piece"):
@@ -120,7 +120,7 @@ def _watch(run: Path, moments: Path, kill: int) -> None:
             end()
         return write(self, data)
 
-    saving._Hashed.write = half_write  # type: ignore[method-assign]
+    async_writer._Hashed.write = half_write  # type: ignore[method-assign]
     sys.addaudithook(see)
 
 

@@ -21,9 +21,11 @@ from planned import ROOT, script
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig
 
-from gem_ds import bpe, hardware, shapes
+from gem_ds import hardware
+from gem_ds.corpus import train_tokenizer
 from gem_ds.errors import InputError, run
 from gem_ds.flags import Parser, whole
+from gem_ds.model import architecture
 
 STEPS, WARM = 7, 3
 ROW_LENGTH = 8192
@@ -37,19 +39,19 @@ OTHER = ("zero2.json", 1, 2)  # a config.json
 
 def words(folder: Path, n_tokens: int) -> int:
     """A tokenizer of so many tokens, in `folder`; how many of them are words."""
-    specials = [bpe.BOS, bpe.EOS, bpe.PAD]
+    specials = [train_tokenizer.BOS, train_tokenizer.EOS, train_tokenizer.PAD]
     vocabulary = {f"w{i}": i for i in range(n_tokens - len(specials))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.add_special_tokens(specials)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bpe.BOS} $A", special_tokens=[(bpe.BOS, len(vocabulary))]
+        single=f"{train_tokenizer.BOS} $A", special_tokens=[(train_tokenizer.BOS, len(vocabulary))]
     )
-    bpe.save(tokenizer, folder)
+    train_tokenizer.save(tokenizer, folder)
     return len(vocabulary)
 
 
-def config_of(shape: shapes.Shape) -> Any:
+def config_of(shape: architecture.Shape) -> Any:
     """The Transformers configuration of a shape."""
     return AutoConfig.for_model(
         shape.family,
@@ -66,7 +68,7 @@ def config_of(shape: shapes.Shape) -> Any:
     )
 
 
-def prepare(folder: Path, shape: shapes.Shape, row_length: int, n_rows: int) -> None:
+def prepare(folder: Path, shape: architecture.Shape, row_length: int, n_rows: int) -> None:
     """The model's configuration, and shards of random words, in `folder`."""
     config_of(shape).save_pretrained(folder / "config")
     # One token less for the summary: the padded vocabulary is then the model's own.
@@ -87,7 +89,7 @@ def prepare(folder: Path, shape: shapes.Shape, row_length: int, n_rows: int) -> 
 def measure(model: str, row_length: int, folder: Path) -> dict[str, Any]:
     """Plan and log of one model's steps."""
     file, rows, rows_per_step = CASES.get(model, OTHER)
-    shape = shapes.load(model)
+    shape = architecture.load(model)
     prepare(folder, shape, row_length, STEPS * rows_per_step)
     asked = ("--deepspeed", ROOT / "ds_configs" / file, "--rows-per-step", rows_per_step)
     asked += ("--rows-per-micro-batch", rows, "--shards", folder / "shards", "--recipe", "paper")

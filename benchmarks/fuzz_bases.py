@@ -33,7 +33,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
-    ["gem_ds.engine", "gem_ds.export", "gem_ds.inference", "gem_ds.partitions", "transformers"]
+    [
+        "gem_ds.training.trainer",
+        "gem_ds.export.export",
+        "gem_ds.inference.gem_model",
+        "gem_ds.checkpoints.zero_reader",
+        "transformers",
+    ]
 )
 SECONDS = 200.0  # that a case may take
 Result = dict[str, Any]

@@ -15,9 +15,9 @@ import zstandard
 from fuzz_cases import BINARY, BOM, FIELDS, Case
 
 from gem_ds.files import sha256
-from gem_ds.finish import QUARANTINE
-from gem_ds.records import place_of, record_id
-from gem_ds.shards import Shards
+from gem_ds.inputs.records import place_of, record_id
+from gem_ds.shards.dataset import Shards
+from gem_ds.shards.finalize import QUARANTINE
 
 Spelled = Mapping[int, bytes]  # what each token that is no control spells
 TRIED = 2_000  # dead ends of an order of pieces

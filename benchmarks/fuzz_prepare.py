@@ -28,24 +28,25 @@ from fuzz_cases import FOUND, Case, cases
 from fuzz_check import UNSETTLED, check, looks_wide, read
 from tokenizers import Tokenizer
 
-from gem_ds import bpe, prepare, sharding, tokenization
+from gem_ds.corpus import tokenization, train_tokenizer
 from gem_ds.errors import InputError, run
 from gem_ds.flags import SEEDS, Parser, whole
-from gem_ds.manifest import MANIFEST
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.units import Plan
+from gem_ds.shards import prepare, unit_worker
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.manifest import MANIFEST
+from gem_ds.shards.work_plan import Plan
 
 
 @cache
 def tokenizer_folder(name: str) -> tempfile.TemporaryDirectory[str]:
     """A tokenizer that loses nothing of a text."""
     folder = tempfile.TemporaryDirectory()
-    tokenizer = bpe.train(["Words, many words. And so on! naïve 日本語。"] * 3, 280)
+    tokenizer = train_tokenizer.train(["Words, many words. And so on! naïve 日本語。"] * 3, 280)
     if name != "bos and eos":
         tokenizer = Tokenizer.from_str(
             json.dumps(json.loads(tokenizer.to_str()) | {"post_processor": None})
         )
-    bpe.save(tokenizer, Path(folder.name))
+    train_tokenizer.save(tokenizer, Path(folder.name))
     if name == "neither":
         (Path(folder.name) / "tokenizer_config.json").write_text("{}")
     return folder
@@ -100,7 +101,7 @@ def _prepare(config: PrepareConfig) -> None:
     prepare.prepare(replace(config, only_plan=True))
     plan = Plan.load(output)
     for unit in reversed(range(len(plan.units))):
-        sharding.write_unit(unit, lambda _: None, folder=output, digest=plan.digest)
+        unit_worker.write_unit(unit, lambda _: None, folder=output, digest=plan.digest)
     manifest = prepare.prepare(config)
     assert manifest
     assert manifest == prepare.prepare(config), "the same command again"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gem_ds import bpe
+from gem_ds.corpus import train_tokenizer
 
 SCRIPT = Path(__file__).resolve().parent.parent / "data_prep" / "shard.py"
 
@@ -41,7 +41,7 @@ def write_corpus(folder: Path, megabytes: float, seed: int) -> None:
     (folder / "web-3.jsonl.gz").write_bytes(gzip.compress(lines().encode()))
     pq.write_table(pa.Table.from_pylist(records()), folder / "web-4.parquet", row_group_size=50)
     (folder / "books.txt").write_text("\n\n".join(record["text"] for record in records()))
-    bpe.save(bpe.train([" ".join(words)] * 5, 1000), folder / "tokenizer")
+    train_tokenizer.save(train_tokenizer.train([" ".join(words)] * 5, 1000), folder / "tokenizer")
 
 
 def command(corpus: Path, output: Path, *more: object) -> list[str]:

@@ -28,7 +28,7 @@ import forked_runs
 from faults_runs import Work, metrics, same_bits
 from forked_runs import REMOVE, RENAME, WRITE
 
-from gem_ds import checkpoint
+from gem_ds.checkpoints import checkpoint
 from gem_ds.errors import InputError, run
 from gem_ds.flags import SEEDS, Parser, whole
 

@@ -17,10 +17,9 @@ import torch
 import zstandard
 from transformers import AutoModelForCausalLM
 
-from gem_ds import tokenization
-from gem_ds.encode import Encoder, Vectors
+from gem_ds.corpus import tokenization
 from gem_ds.errors import InputError
-from gem_ds.evaluate import (
+from gem_ds.evaluation.evaluate import (
     baseline_embeddings,
     ndcg_at_10,
     perplexity,
@@ -28,7 +27,8 @@ from gem_ds.evaluate import (
     sts,
     untrained,
 )
-from gem_ds.gem_config import read_gem_config
+from gem_ds.export.gem_config import read_gem_config
+from gem_ds.inference.encoder import Encoder, Vectors
 
 FILES = STS, OPENSTAX, BOOKS = "stsb-en-dev.csv", "openstax-dev.jsonl.zst", "books-dev.jsonl.zst"
 MAX_TOKENS = 512

@@ -8,7 +8,7 @@ from typing import Any
 from lab_measures import LENGTHS, MAX_TOKENS, N_RECONSTRUCTED
 from lab_runs import Run, Table
 
-from gem_ds.evaluate import table
+from gem_ds.evaluation.evaluate import table
 
 Result = dict[str, Any]  # as `lab` writes it
 

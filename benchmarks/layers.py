@@ -21,16 +21,17 @@ import torch
 from attention import Case
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gem_ds import fusing, layout
-from gem_ds.attention import attach, make_plan
-from gem_ds.cross_entropy import NextTokenLoss
+from gem_ds import layout
+from gem_ds.attention.forward import Shaping
+from gem_ds.attention.registry import attach, make_plan
 from gem_ds.errors import run
 from gem_ds.flags import Parser, real, whole
-from gem_ds.forward import Shaping
-from gem_ds.recompute import Recompute
+from gem_ds.model import layer_options
+from gem_ds.model.cross_entropy import NextTokenLoss
+from gem_ds.model.recompute import Recompute
 
 STEPS, WARM = 6, 2
-FUSED = {"compile": fusing.compile_parts, "liger": fusing.apply_liger}
+FUSED = {"compile": layer_options.compile_parts, "liger": layer_options.apply_liger}
 
 LLAMA_8B = {
     "hidden_size": 4096,

@@ -4,9 +4,9 @@
 
 Real steps of a small model on CPU processes. Every tensor that torch's dispatcher makes is
 followed until its storage is freed, beginning before the model is loaded. Compared with
-`gem_ds.memory` are the bytes that stay after a step, the peaks of the forward and backward passes
-and of the optimizer's step, and what rank 0 copies to save a checkpoint. Exit status 1 where they
-differ by more than 10 %.
+`gem_ds.planning.memory_estimate` are the bytes that stay after a step, the peaks of the forward and
+backward passes and of the optimizer's step, and what rank 0 copies to save a checkpoint. Exit
+status 1 where they differ by more than 10 %.
 """
 
 import gc
@@ -23,10 +23,13 @@ from planned import config_of, launch, parser, prepare, shape_of, start, trained
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from gem_ds import communication, dist, errors, memory, saving, shapes
-from gem_ds.engine import train_step
+from gem_ds import distributed, errors
+from gem_ds.checkpoints import async_writer
 from gem_ds.flags import whole
-from gem_ds.visits import Trace
+from gem_ds.model import architecture
+from gem_ds.planning import communication, memory_estimate
+from gem_ds.planning.zero3_trace import Trace
+from gem_ds.training.trainer import train_step
 
 TOLERANCE = 0.10
 MEASURED, REPEATED = 3, 3
@@ -142,13 +145,15 @@ def measure(folder: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
 def save(run: Any) -> None:
     """Save a checkpoint as a run does."""
     save_config = run.engine.module.save_config
-    saver = saving.Saver(run.engine, run.folder, save_config, saving.Retention(1), lambda _: None)
+    saver = async_writer.Saver(
+        run.engine, run.folder, save_config, async_writer.Retention(1), lambda _: None
+    )
     saver.save(run.state_at(MEASURED + REPEATED))
     assert saver.finish()
     saver.close()
 
 
-def on_cpu(needed: memory.Memory, run: Any) -> float:
+def on_cpu(needed: memory_estimate.Memory, run: Any) -> float:
     """What is planned for saving, less what only a GPU's frozen weights take on their way."""
     trace = Trace(shape_of(run), trained_of(run))
     frozen = sum(n for n, t in zip(trace.numels, trace.trained, strict=True) if not t)
@@ -163,29 +168,33 @@ def standing(run: Any) -> float:
     if zero.stage == 2:
         return 0.0
     trace = Trace(shape_of(run), trained_of(run))
-    small = sum(n for n in trace.numels if n <= zero.persistence) if dist.world_size() > 1 else 0
+    small = (
+        sum(n for n in trace.numels if n <= zero.persistence) if distributed.world_size() > 1 else 0
+    )
     return float(zero.weight_bytes * (zero.reduce_bucket + small))
 
 
-def plan(run: Any, batch: Any) -> memory.Memory:
+def plan(run: Any, batch: Any) -> memory_estimate.Memory:
     config = run.config
-    shape, zero, ranks = shape_of(run), zero_of(run), dist.world_size()
+    shape, zero, ranks = shape_of(run), zero_of(run), distributed.world_size()
     base, chunks = None, 0
     if config.kl_to_base:
         chunks = batch.reference.n_chunks
         lm = run.engine.module.base._engine.module.lm
-        base = communication.Base(shapes.of_config(lm.config.to_dict(), "base"), chunks)
+        base = communication.Base(architecture.of_config(lm.config.to_dict(), "base"), chunks)
     every = int(config.gradient_checkpointing)
     trace = Trace(shape, trained_of(run), every, chunks)
     traffic = communication.step(trace, zero, ranks, 1, len(batch.anchors), shape.hidden, base)
-    work = memory.Work(batch.counts, len(batch.anchors), 1 + (config.negatives == "all"), every)
-    return memory.of_rank(shape, trace, zero, ranks, work, traffic, base)
+    work = memory_estimate.Work(
+        batch.counts, len(batch.anchors), 1 + (config.negatives == "all"), every
+    )
+    return memory_estimate.of_rank(shape, trace, zero, ranks, work, traffic, base)
 
 
 def worker(folder: Path, out: Path) -> None:
     settings = json.loads((folder / "settings.json").read_text())
     found = {name: measure(folder, name, setting) for name, setting in settings.items()}
-    if dist.rank() == 0:
+    if distributed.rank() == 0:
         out.write_text(json.dumps(found))
 
 

@@ -10,12 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-from gem_ds import plan_flags, plan_report
 from gem_ds.errors import InputError, run
 from gem_ds.flags import Parser
-from gem_ds.plan import best
-from gem_ds.plan_files import deepspeed_json
-from gem_ds.ways import Plan
+from gem_ds.planning import plan_flags, report
+from gem_ds.planning.deepspeed_template import deepspeed_json
+from gem_ds.planning.plan import best
+from gem_ds.planning.strategy import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "performance.md"
@@ -73,7 +73,7 @@ def table() -> str:
     for name, (about, _) in FILES.items():
         for recipe in RECIPES:
             flags = f"{about} --recipe {recipe} --deepspeed {ROOT}/ds_configs/{name}.json"
-            cells = plan_report.row(f"{name}.json", plan(flags)).split(" | ")
+            cells = report.row(f"{name}.json", plan(flags)).split(" | ")
             cells.insert(1, recipe)
             rows.append(" | ".join(cells))
     return HEAD + "\n".join(rows) + "\n"

@@ -20,13 +20,15 @@ import torch
 from processes import free_port
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gem_ds import build, expected, shapes, zero
-from gem_ds.config import TrainConfig
 from gem_ds.errors import InputError
 from gem_ds.flags import Parser
-from gem_ds.manifest import Manifest
-from gem_ds.recipes import RECIPES
-from gem_ds.visits import Trained
+from gem_ds.model import architecture
+from gem_ds.planning import expected_batch, zero_settings
+from gem_ds.planning.zero3_trace import Trained
+from gem_ds.shards.manifest import Manifest
+from gem_ds.training import setup
+from gem_ds.training.config import TrainConfig
+from gem_ds.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW_LENGTH = 256
@@ -132,29 +134,29 @@ def config_of(folder: Path, name: str, setting: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**{key: value for key, value in given.items() if key in known})
 
 
-def start(config: TrainConfig, stack: ExitStack) -> build.Run:
+def start(config: TrainConfig, stack: ExitStack) -> setup.Run:
     """The run, with all ranks there before its DeepSpeed file is read."""
-    run = build.open_run(config, stack)
+    run = setup.open_run(config, stack)
     stack.callback(run.loader.close)
     return run
 
 
-def shape_of(run: build.Run) -> shapes.Shape:
+def shape_of(run: setup.Run) -> architecture.Shape:
     """As the plan has it, of the run's model."""
     config = run.engine.module.lm.config.to_dict()
-    return shapes.of_config(config, "the run's model")
+    return architecture.of_config(config, "the run's model")
 
 
-def zero_of(run: build.Run) -> zero.Zero:
-    return zero.of_json(run.engine.config)
+def zero_of(run: setup.Run) -> zero_settings.Zero:
+    return zero_settings.of_json(run.engine.config)
 
 
-def trained_of(run: build.Run) -> Trained:
+def trained_of(run: setup.Run) -> Trained:
     config = run.config
     k = len(Manifest.load(config.shards).summary_tokens)
     adapted = config.adapter != "none"
     return Trained(config.adapter, config.lora_rank if adapted else 0, k)
 
 
-def data_of(run: build.Run) -> expected.Data:
-    return expected.Data.of(Manifest.load(run.config.shards))
+def data_of(run: setup.Run) -> expected_batch.Data:
+    return expected_batch.Data.of(Manifest.load(run.config.shards))

@@ -23,10 +23,11 @@ import numpy as np
 import prepare_speed
 from prepare_bench import ROOT, ROW, Bench, run
 
-from gem_ds import errors, layout, packing, sharding
-from gem_ds.documents import Document
+from gem_ds import errors, layout
 from gem_ds.flags import Parser, whole
-from gem_ds.shards import Shards
+from gem_ds.shards import packing, unit_worker
+from gem_ds.shards.dataset import Shards
+from gem_ds.shards.documents import Document
 
 
 def fill(bench: Bench) -> dict[str, Any]:
@@ -43,8 +44,8 @@ def fill(bench: Bench) -> dict[str, Any]:
         packer = packing.Packer(ROW, "0")
         rows, at = 0, 0
         while at < n:
-            sizes = np.cumsum(lengths[at : at + sharding.WINDOW_TEXTS])
-            end = at + int(np.searchsorted(sizes, sharding.WINDOW_TOKENS)) + 1
+            sizes = np.cumsum(lengths[at : at + unit_worker.WINDOW_TEXTS])
+            end = at + int(np.searchsorted(sizes, unit_worker.WINDOW_TOKENS)) + 1
             window = [
                 Document(np.zeros(m, dtype=np.int32), layout.plain(0, int(m)), "plain", 0)
                 for m in lengths[at:end]

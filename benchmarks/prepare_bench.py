@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gem_ds import inputs, sources
-from gem_ds.records import Skip
+from gem_ds.corpus import record_reader
+from gem_ds.inputs import discovery
+from gem_ds.inputs.records import Skip
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = 8192
@@ -48,8 +49,8 @@ class Bench:
         self.core = {max(os.sched_getaffinity(0))}
 
     def _texts(self) -> Iterator[str]:
-        found = inputs.find(self.args.corpus)
-        for block in sources.blocks(found, sources.whole(found), lambda _: ["text"]):
+        found = discovery.find(self.args.corpus)
+        for block in record_reader.blocks(found, record_reader.whole(found), lambda _: ["text"]):
             for record in block.records:
                 try:
                     yield record.text("text")

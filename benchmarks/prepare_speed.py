@@ -30,14 +30,14 @@ print(seconds(int(sys.argv[3])))
 WORKER = """
 import sys, time
 from pathlib import Path
-from gem_ds import job, local, sharding
-from gem_ds.units import Plan
+from gem_ds.shards import local, unit_context, unit_worker
+from gem_ds.shards.work_plan import Plan
 folder = Path(sys.argv[1])
 plan = Plan.load(folder)
-job.load(folder, plan.digest)
+unit_context.load(folder, plan.digest)
 began = time.perf_counter()
 for unit in local.in_order(plan):
-    sharding.write_unit(unit, lambda n: None, folder=folder, digest=plan.digest)
+    unit_worker.write_unit(unit, lambda n: None, folder=folder, digest=plan.digest)
 print(time.perf_counter() - began)
 """
 # datatrove's own pipeline from JSONL to token files, one task.

@@ -23,11 +23,11 @@ import forked_runs
 from faults_runs import Work, metrics
 from resumes_states import STATES, State
 
-from gem_ds import checkpoint
+from gem_ds.checkpoints import checkpoint
 from gem_ds.errors import InputError, run
 from gem_ds.flags import Parser
-from gem_ds.lock import FILE
-from gem_ds.watchdog import FOLDER
+from gem_ds.training.lock import FILE
+from gem_ds.training.watchdog import FOLDER
 
 FLAGS = {"save_every": 2, "keep_last": 2, "alpha_start": 2, "rehearse": False}
 STEPS, MORE = 6, 8

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gem_ds import checkpoint
+from gem_ds.checkpoints import checkpoint
 
 FOUR, SIX = checkpoint.name_of(4), checkpoint.name_of(6)
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from gem_ds import attention, base_model, model
+from gem_ds.attention import registry
 from gem_ds.errors import run
 from gem_ds.flags import Parser, whole
+from gem_ds.model import base_model, language_model
 
 VOCABULARY, SUMMARY_TOKENS = 128_256, 8
 CHECKS = "files checked", "values checked", "model tried"
@@ -48,15 +49,15 @@ def timed(seconds: dict[str, list[float]], part: str, call: Callable[[], Any]) -
 
 
 def load(folder: Path, dtype: torch.dtype, seconds: dict[str, list[float]]) -> None:
-    """Load the base as `model.load` does, part by part."""
+    """Load the base as `model.language_model.load` does, part by part."""
     config = timed(seconds, "configuration", lambda: base_model.read_config(folder))
     timed(seconds, "files checked", lambda: base_model.check_files(folder, config))
     lm = timed(seconds, "weights read", lambda: base_model.load(folder, dtype, config))
     timed(seconds, "values checked", lambda: base_model.not_finite(lm))
     seconds["weights read"][-1] -= seconds["values checked"][-1]  # `load` has just done so too
-    timed(seconds, "model tried", lambda: attention.attach(lm))
+    timed(seconds, "model tried", lambda: registry.attach(lm))
     n_rows = VOCABULARY + SUMMARY_TOKENS
-    timed(seconds, "rows made", lambda: model.add_rows(lm, n_rows, VOCABULARY))
+    timed(seconds, "rows made", lambda: language_model.add_rows(lm, n_rows, VOCABULARY))
 
 
 def main() -> None:

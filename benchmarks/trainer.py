@@ -28,9 +28,10 @@ from encode_model import documentation
 from planned import ROOT, config_of, launch, parser, script, start
 from transformers import AutoModelForCausalLM
 
-from gem_ds import build, dist, errors
-from gem_ds.engine import train_step
+from gem_ds import distributed, errors
 from gem_ds.flags import whole
+from gem_ds.training import setup
+from gem_ds.training.trainer import train_step
 
 GOALS = {"ntp": 1.0, "views": 0.8}
 ROW_LENGTH, WARM, ROWS = 512, 2, 8  # tokens, steps, rows a rank
@@ -58,12 +59,12 @@ def prepare(folder: Path) -> None:
     script("data_prep/shard.py", *given, "--output", folder / "shards", *how)
 
 
-def trainer(run: build.Run) -> Take:
+def trainer(run: setup.Run) -> Take:
     steps = count()
     return lambda: int(train_step(run, next(steps)).values["data/tokens"])
 
 
-def bare(run: build.Run) -> Take:
+def bare(run: setup.Run) -> Take:
     """A loop over a model of the same shape, by the run's DeepSpeed file and of its rows."""
     lm_config = copy.deepcopy(run.engine.module.lm.config)  # its attention is the run's own
     dtype = next(run.engine.module.parameters()).dtype
@@ -74,7 +75,7 @@ def bare(run: build.Run) -> Take:
     batches = run.loader.step(0, with_targets=True, with_views=False)
     rows = run.config.rows_per_micro_batch * ROW_LENGTH
     texts = [batch.input_ids[0, :rows].view(-1, ROW_LENGTH) for batch in batches]
-    n_tokens = sum(text.numel() for text in texts) * dist.world_size()
+    n_tokens = sum(text.numel() for text in texts) * distributed.world_size()
 
     def take() -> int:
         for text in texts:
@@ -111,7 +112,7 @@ def worker(folder: Path, out: Path) -> None:
             for name, take in ways.items():
                 n_tokens, seconds = seconds_of(take, asked["steps"])
                 rates[name].append(n_tokens / seconds)
-    if dist.rank() == 0:
+    if distributed.rank() == 0:
         out.write_text(json.dumps(rates))
 
 

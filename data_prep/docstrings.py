@@ -10,7 +10,7 @@ retrieval of a rest by its title.
 import os
 from pathlib import Path
 
-from gem_ds import corpus
+from gem_ds.corpus import docstrings
 from gem_ds.errors import run
 from gem_ds.flags import Parser, whole
 
@@ -26,11 +26,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    entries = corpus.collect(corpus.source_files(), args.workers)
-    train, dev = corpus.split(entries, args.held_out)
+    entries = docstrings.collect(docstrings.source_files(), args.workers)
+    train, dev = docstrings.split(entries, args.held_out)
     train = [entry for entry in train if entry.text]
-    n_train = corpus.write(train, args.output / "train.jsonl")
-    n_dev = corpus.write(dev, args.output / "dev.jsonl")
+    n_train = docstrings.write(train, args.output / "train.jsonl")
+    n_dev = docstrings.write(dev, args.output / "dev.jsonl")
     print(
         f"{args.output}/train.jsonl: {len(train):,} entries, {n_train / 1e6:.1f} MB of text\n"
         f"{args.output}/dev.jsonl: {len(dev):,} entries, {n_dev / 1e6:.1f} MB of text"

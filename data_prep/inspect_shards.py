@@ -1,13 +1,15 @@
-"""Look at a finished folder of shards: the command for `gem_ds.inspection` and `verification`."""
+"""Look at a finished folder of shards: the command for `gem_ds.shards.inspect` and
+`shards.verify`."""
 
 import argparse
 import signal
 import sys
 from pathlib import Path
 
-from gem_ds import errors, inspection, pool, verification
+from gem_ds import errors, process_pool
 from gem_ds.flags import Parser, whole
-from gem_ds.shards import Shards
+from gem_ds.shards import inspect, verify
+from gem_ds.shards.dataset import Shards
 
 USAGE = """\
 inspect_shards.py looks at a folder of shards that shard.py has finished. It needs
@@ -33,7 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=whole(1, 10**4),
-        default=pool.cores(),
+        default=process_pool.cores(),
         metavar="N",
         help="with --verify: processes that read (default: one a core)",
     )
@@ -54,18 +56,18 @@ def main() -> None:
     args = parse(sys.argv[1:])
     sys.stdout.reconfigure(errors="replace")  # not every terminal has every character
     if args.verify:
-        print(verification.verify(args.shards, args.workers))
+        print(verify.verify(args.shards, args.workers))
         return
     shards = Shards(args.shards)
     if args.row is not None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # so that | head is no error
-        for line in inspection.describe(shards, args.row, args.chars):
+        for line in inspect.describe(shards, args.row, args.chars):
             print(line)
         return
-    statistics = inspection.read(shards, min(args.rows or len(shards), len(shards)))
-    print(inspection.report(shards.manifest, statistics))
+    statistics = inspect.read(shards, min(args.rows or len(shards), len(shards)))
+    print(inspect.report(shards.manifest, statistics))
     if args.png:
-        inspection.draw(statistics, shards.manifest.row_length, args.png)
+        inspect.draw(statistics, shards.manifest.row_length, args.png)
         print(f"{args.png}: histograms of these rows")
 
 

@@ -1,11 +1,11 @@
-"""Raw text in, packed shards with summary tokens out: the command for `gem_ds.prepare`."""
+"""Raw text in, packed shards with summary tokens out: the command for `gem_ds.shards.prepare`."""
 
 import sys
 
 from gem_ds import errors
 from gem_ds.flags import parser_of
-from gem_ds.prepare import prepare
-from gem_ds.prepare_config import PrepareConfig
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.prepare import prepare
 
 USAGE = """\
 shard.py packs a corpus into rows of tokens, with summary tokens, for training. It needs

@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from gem_ds import bpe
+from gem_ds.corpus import train_tokenizer
 from gem_ds.errors import run
 from gem_ds.flags import Parser, whole
 
@@ -25,8 +25,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args()
-    tokenizer = bpe.train(bpe.texts_in(args.input), args.vocab_size)
-    bpe.save(tokenizer, args.output)
+    tokenizer = train_tokenizer.train(train_tokenizer.texts_in(args.input), args.vocab_size)
+    train_tokenizer.save(tokenizer, args.output)
     print(f"{args.output}: {tokenizer.get_vocab_size():,} tokens")
 
 

@@ -23,7 +23,7 @@ import torch
 from demo_measures import measure, report
 from transformers.utils import logging
 
-from gem_ds import bpe, corpus
+from gem_ds.corpus import docstrings, train_tokenizer
 from gem_ds.errors import InputError, run
 from gem_ds.flags import Parser
 
@@ -140,26 +140,26 @@ def hold_out(inputs: list[str], folder: Path) -> None:
 
     The title of a text is its first sentence. Raises `InputError` for a corpus that is too small.
     """
-    n_texts = sum(1 for _ in bpe.texts_in(inputs))
+    n_texts = sum(1 for _ in train_tokenizer.texts_in(inputs))
     n_dev = min(HELD_OUT, int(n_texts * HELD_OUT_SHARE))
     if n_dev < 10:
         raise InputError(
             f"the corpus has {n_texts} texts; 500 or more are needed to measure on 2 %"
         )
     folder.mkdir(parents=True)
-    dev: list[corpus.Entry] = []
+    dev: list[docstrings.Entry] = []
 
-    def to_train() -> Iterator[corpus.Entry]:
-        for i, text in enumerate(bpe.texts_in(inputs)):
+    def to_train() -> Iterator[docstrings.Entry]:
+        for i, text in enumerate(train_tokenizer.texts_in(inputs)):
             if i < n_texts - n_dev:
-                yield corpus.Entry(f"text {i}", "", text)
+                yield docstrings.Entry(f"text {i}", "", text)
                 continue
-            entry = corpus.Entry(f"text {i}", *corpus.split_title(text))
+            entry = docstrings.Entry(f"text {i}", *docstrings.split_title(text))
             if entry.title and entry.text:
                 dev.append(entry)
 
-    corpus.write(to_train(), folder / "train.jsonl")
-    corpus.write(dev, folder / "dev.jsonl")
+    docstrings.write(to_train(), folder / "train.jsonl")
+    docstrings.write(dev, folder / "dev.jsonl")
 
 
 def main() -> None:

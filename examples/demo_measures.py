@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from gem_ds import evaluate, tokenization
-from gem_ds.encode import Encoder, Vectors
-from gem_ds.evaluate import baseline_embeddings, ndcg_at_10, nearest, perplexity, untrained
-from gem_ds.written import shown
+from gem_ds.corpus import tokenization
+from gem_ds.evaluation import evaluate
+from gem_ds.evaluation.evaluate import (
+    baseline_embeddings,
+    ndcg_at_10,
+    nearest,
+    perplexity,
+    untrained,
+)
+from gem_ds.inference.encoder import Encoder, Vectors
+from gem_ds.inference.written import shown
 
 MIN_GAIN, MAX_LOSS = 2.0, 1.05  # the goals: retrieval times two, perplexity at most 5 % up
 N_MEASURED_TOKENS = 256

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gem_ds.inference import GemModel as GemModel
-    from gem_ds.memory_files import Memory as Memory
+    from gem_ds.inference.gem_model import GemModel as GemModel
+    from gem_ds.inference.memory_files import Memory as Memory
 
 __version__ = "0.1.0"
 __all__ = ["GemModel", "Memory", "__version__"]
@@ -13,11 +13,11 @@ __all__ = ["GemModel", "Memory", "__version__"]
 def __getattr__(name: str) -> Any:
     """What needs torch, loaded when it is asked for."""
     if name == "GemModel":
-        from gem_ds.inference import GemModel
+        from gem_ds.inference.gem_model import GemModel
 
         return GemModel
     if name == "Memory":
-        from gem_ds.memory_files import Memory
+        from gem_ds.inference.memory_files import Memory
 
         return Memory
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,8 @@ A document is four boundaries in a stream of tokens,
 so the prefix is ``[start, summary)``, the k summary tokens are ``[summary, suffix)`` and the suffix
 is ``[suffix, end)``. A plain document has no summary tokens and no suffix:
 ``summary = suffix = end``. Positions, targets and the places of embeddings are computed from the
-boundaries and stored nowhere. Reading and writing layouts is in `shards`, the
-attention rule that of `masks`.
+boundaries and stored nowhere. Reading and writing layouts is in `shards.dataset`, the
+attention rule that of `attention.masks`.
 
 Shapes: T tokens in the stream, D documents, k summary tokens.
 """

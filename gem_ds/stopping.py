@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 
 import psutil  # type: ignore[import-untyped]
 
-from gem_ds.ranks import rank
+from gem_ds.launcher import rank
 
 # Ctrl-C reaches a rank from the terminal, and from its launcher once more: within this time it is
 # one request.

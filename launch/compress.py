@@ -3,11 +3,11 @@
 python launch/compress.py --model exports/gem --input texts.txt --output memories
 
 Writes a folder of files of up to 4,096 memories, or one file if --output ends in .safetensors.
-gem_ds.memory_files.read gives what is in a file. Interrupted, the same command goes on and does
-what is missing; torchrun shares it among processes.
+gem_ds.inference.memory_files.read gives what is in a file. Interrupted, the same command goes on
+and does what is missing; torchrun shares it among processes.
 """
 
-from gem_ds import embed_flags
+from gem_ds.corpus import embed_flags
 from gem_ds.errors import run
 
 
@@ -16,8 +16,8 @@ def main() -> None:
     flags.add_argument("--output", required=True, metavar="PATH", help="folder, or .safetensors")
     args = flags.parse_args()
 
-    from gem_ds import embed_files  # after the arguments, so that help comes at once
-    from gem_ds.text_files import TextFile
+    from gem_ds.corpus.text_files import TextFile
+    from gem_ds.inference import embed_files  # after the arguments, so that help comes at once
 
     embed_files.compress(
         args.model,

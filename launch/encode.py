@@ -9,7 +9,7 @@ its share: torchrun --nproc-per-node 8 launch/encode.py …
 
 import sys
 
-from gem_ds import embed_flags
+from gem_ds.corpus import embed_flags
 from gem_ds.errors import InputError, run
 from gem_ds.flags import whole
 
@@ -32,8 +32,8 @@ def main() -> None:
     if args.output == "-" and sys.stdout.isatty():
         raise InputError("the vectors are binary; name a file with --output or redirect to one")
 
-    from gem_ds import embed_files  # after the arguments, so that help comes at once
-    from gem_ds.text_files import TextFile
+    from gem_ds.corpus.text_files import TextFile
+    from gem_ds.inference import embed_files  # after the arguments, so that help comes at once
 
     embed_files.embed(
         args.model,

@@ -59,14 +59,14 @@ def main() -> None:
     if not folder and not args.output:
         raise InputError("--output is missing; name the folder to write")
     if folder:
-        from gem_ds import reseal
+        from gem_ds.export import reseal
 
         print("\n".join((reseal.verify if args.verify else reseal.reseal)(folder)))
         return
 
     import torch  # after the arguments, so that help comes at once
 
-    from gem_ds import export, export_embed
+    from gem_ds.export import export, sentence_transformers_folder
 
     dtype = getattr(torch, args.dtype)
     checkpoint = export.export_run(
@@ -78,13 +78,14 @@ def main() -> None:
         f'generate   AutoModelForCausalLM.from_pretrained("{args.output}/model")\n'
         f"embed      python launch/encode.py --model {args.output} < texts.txt > vectors.npy"
     )
-    embed = args.output / export_embed.FOLDER
-    if export_embed.needs_own_code(embed):
+    embed = args.output / sentence_transformers_folder.FOLDER
+    if sentence_transformers_folder.needs_own_code(embed):
         print(f'           SentenceTransformer("{embed}", trust_remote_code=True)')
     elif embed.is_dir():
         print(f'           SentenceTransformer("{embed}")')
     else:
-        print(f"           (no {embed.name}: see {args.output / export_embed.REFUSED})")
+        reason = args.output / sentence_transformers_folder.REFUSED
+        print(f"           (no {embed.name}: see {reason})")
 
 
 if __name__ == "__main__":

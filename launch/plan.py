@@ -11,26 +11,26 @@ import sys
 from pathlib import Path
 
 from gem_ds.errors import run
-from gem_ds.plan_flags import parser, plan_of
+from gem_ds.planning.plan_flags import parser, plan_of
 
 
 def main() -> None:
     flags = parser(__doc__ or "")
     args = flags.parse_args()
-    from gem_ds import plan_files, plan_report
+    from gem_ds.planning import deepspeed_template, report
 
     plan, write = plan_of(args), args.write
     if args.write_sbatch and not args.deepspeed:  # its run needs one
         write = write or f"{args.write_sbatch}.json"
     deepspeed = write or args.deepspeed or "JSON"
     if args.json:
-        print(json.dumps(plan_files.as_dict(plan, deepspeed), indent=1))
+        print(json.dumps(deepspeed_template.as_dict(plan, deepspeed), indent=1))
     else:
-        print(plan_report.text(plan, args, deepspeed))
+        print(report.text(plan, args, deepspeed))
     if plan.fits and write:
-        plan_files.write_json(plan, Path(write))
+        deepspeed_template.write_json(plan, Path(write))
     if plan.fits and args.write_sbatch:
-        plan_files.write_sbatch(plan, deepspeed, Path(args.write_sbatch))
+        deepspeed_template.write_sbatch(plan, deepspeed, Path(args.write_sbatch))
     written = [name for name in (write, args.write_sbatch) if name]
     if written:
         done = "wrote" if plan.fits else "does not fit, so not written:"

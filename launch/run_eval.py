@@ -112,58 +112,58 @@ def main() -> None:
         "mmlu": generate,
         "lm": generate,
         "reconstruct": reconstruct,
-        "compare": compare,
+        "compare": compared,
     }[args.command](args)
 
 
 def embed(args: Any) -> None:
-    from gem_ds import eval_results  # after the arguments, so that help comes at once
+    from gem_ds.evaluation import result_files  # after the arguments, so that help comes at once
 
     with extra("eval", "scoring by mteb"):
-        from gem_ds import eval_mteb, eval_tasks
+        from gem_ds.evaluation import mteb_runner, mteb_tasks
 
-    model = eval_results.candidate(args.model)
-    tasks = eval_results.share_of(eval_tasks.select(args.tasks, args.data), args.share)
-    prompts = eval_mteb.read_prompts(args.prompts, tasks) if args.prompts else {}
-    settings = eval_mteb.Settings(prompts, args.max_length, args.truncate_dim, args.dtype)
+    model = result_files.candidate(args.model)
+    tasks = result_files.share_of(mteb_tasks.select(args.tasks, args.data), args.share)
+    prompts = mteb_runner.read_prompts(args.prompts, tasks) if args.prompts else {}
+    settings = mteb_runner.Settings(prompts, args.max_length, args.truncate_dim, args.dtype)
     progress = sys.stderr.isatty()
-    eval_mteb.run(model, tasks, args.output, settings, args.batch_tokens, progress)
+    mteb_runner.run(model, tasks, args.output, settings, args.batch_tokens, progress)
 
 
 def generate(args: Any) -> None:
-    from gem_ds import eval_results
+    from gem_ds.evaluation import result_files
 
     with extra("eval", "scoring by lm-eval"):
-        from gem_ds import eval_lm
+        from gem_ds.evaluation import lm_eval_runner
 
     is_mmlu = args.command == "mmlu"
-    model = eval_results.candidate(args.model)
-    shots = eval_lm.SHOTS if is_mmlu else args.num_fewshot
-    settings = eval_lm.Settings(shots, args.limit, args.dtype, args.batch_size)
-    tasks = eval_lm.manager(None if is_mmlu else args.include_path)
-    scorer = eval_lm.Scorer(model, tasks, settings)
-    names = eval_lm.subjects(tasks, args.subjects) if is_mmlu else args.tasks
-    units = eval_results.share_of(eval_lm.select(tasks, names, args.data), args.share)
-    kept = eval_lm.run(scorer, units, args.output)
+    model = result_files.candidate(args.model)
+    shots = lm_eval_runner.SHOTS if is_mmlu else args.num_fewshot
+    settings = lm_eval_runner.Settings(shots, args.limit, args.dtype, args.batch_size)
+    tasks = lm_eval_runner.manager(None if is_mmlu else args.include_path)
+    scorer = lm_eval_runner.Scorer(model, tasks, settings)
+    names = lm_eval_runner.subjects(tasks, args.subjects) if is_mmlu else args.tasks
+    units = result_files.share_of(lm_eval_runner.select(tasks, names, args.data), args.share)
+    kept = lm_eval_runner.run(scorer, units, args.output)
     if is_mmlu and args.share is None:
-        print(f"MMLU, mean of {len(kept)} subjects: {100 * eval_lm.macro_average(kept):.2f}")
+        print(f"MMLU, mean of {len(kept)} subjects: {100 * lm_eval_runner.macro_average(kept):.2f}")
 
 
 def reconstruct(args: Any) -> None:
-    from gem_ds import eval_reconstruct, eval_results, evaluate
+    from gem_ds.evaluation import evaluate, reconstruction, result_files
 
-    model = eval_results.candidate(args.model)
+    model = result_files.candidate(args.model)
     about = (args.lengths, args.field, args.limit)
-    found = eval_reconstruct.run(model, args.input, args.output, *about)
+    found = reconstruction.run(model, args.input, args.output, *about)
     shares = ("exact", "in_place", "overlap")
     rows = [[n, str(x["texts"]), *(f"{x[s]:.3f}" for s in shares)] for n, x in found.items()]
     print(evaluate.table(["tokens", "texts", *(s.replace("_", " ") for s in shares)], rows))
 
 
-def compare(args: Any) -> None:
-    from gem_ds import eval_compare
+def compared(args: Any) -> None:
+    from gem_ds.evaluation.compare import compare
 
-    table = eval_compare.compare(args.results, args.resamples, args.seed)
+    table = compare(args.results, args.resamples, args.seed)
     print(table.markdown())
     if args.output:
         table.write(args.output)

@@ -10,7 +10,7 @@ import sys
 
 from gem_ds.errors import run
 from gem_ds.flags import parser_of
-from gem_ds.serving_config import ServeConfig
+from gem_ds.serving.config import ServeConfig
 
 
 def parse(arguments: list[str]) -> ServeConfig:
@@ -20,7 +20,7 @@ def parse(arguments: list[str]) -> ServeConfig:
 
 def main() -> None:
     config = parse(sys.argv[1:])
-    from gem_ds.serve import serve  # after the arguments, so that help comes at once
+    from gem_ds.serving.serve import serve  # after the arguments, so that help comes at once
 
     serve(config)
     sys.stderr.flush()

@@ -20,16 +20,16 @@ def main() -> None:
     if not [flag for flag in sys.argv[1:] if not flag.startswith("--local_rank")]:
         sys.exit(USAGE)
     request = listen()  # before what takes time
-    from gem_ds.config import TrainConfig
     from gem_ds.flags import parser_of
-    from gem_ds.ranks import join
-    from gem_ds.recipes import defaults
+    from gem_ds.launcher import join
+    from gem_ds.training.config import TrainConfig
+    from gem_ds.training.recipes import defaults
 
     join()  # first, so that one rank alone reports a wrong flag
     parser = parser_of(TrainConfig, "Train a language model that embeds and generates.")
     parser.set_defaults(**defaults(sys.argv[1:]))
     config = TrainConfig(**vars(parser.parse_args()))
-    from gem_ds.engine import train
+    from gem_ds.training.trainer import train
 
     train(config, request)
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from layouts import bounds_from
 
-from gem_ds.attention import gem_attention, make_plan
+from gem_ds.attention.registry import gem_attention, make_plan
 from gem_ds.layout import END, after_text
 
 

@@ -15,11 +15,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from gem_ds import adapter_files, adapters, model, tokenization
-from gem_ds.contrastive import Aggregation
-from gem_ds.export import SHARD_GB, export
-from gem_ds.gem_config import GemConfig
-from gem_ds.segments import SummaryAttention
+from gem_ds.attention.segments import SummaryAttention
+from gem_ds.corpus import tokenization
+from gem_ds.export.export import SHARD_GB, export
+from gem_ds.export.gem_config import GemConfig
+from gem_ds.model import adapter_files, adapters, language_model
+from gem_ds.model.contrastive import Aggregation
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -133,7 +134,7 @@ def export_adapter(
     base = tiny(family, vocab.size - k)
     lm = tiny(family, vocab.size - k)
     lm.config.max_position_embeddings = positions
-    model.add_rows(lm, vocab.size, vocab.size - k)
+    language_model.add_rows(lm, vocab.size, vocab.size - k)
     adapters.inject(lm, "summary", 4, 8.0, tokens, 0)
     random_b(lm)
     state = {n: t for n, t in lm.state_dict().items() if n not in lm.all_tied_weights_keys}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from gem_ds import shards
+from gem_ds.shards import dataset
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 
@@ -61,7 +61,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 def write_file(path: Path, rows, row_length: int, epoch: int = 0):
     """A file of rows, by the project's own writer; its entry of the manifest."""
-    with shards.writing(path, row_length, epoch) as writer:
+    with dataset.writing(path, row_length, epoch) as writer:
         for row in rows:
             writer.add(row)
     return writer.entry

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from gem_ds import layout, prepare, shards
-from gem_ds.manifest import Manifest
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.shards import Shards
+from gem_ds import layout
+from gem_ds.shards import dataset, prepare
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.dataset import Shards
+from gem_ds.shards.manifest import Manifest
 
 SCRIPT = Path(__file__).parents[1] / "data_prep" / "inspect_shards.py"
 ALL_KINDS = "plain=0.4,continuation=0.3,reconstruction=0.2,pair=0.1"
@@ -79,7 +80,7 @@ def rewrite(folder: Path, edit: Callable[..., None], **said: int) -> tuple[str, 
     boundaries = rows[at].bounds[d].tolist()
     edit(*rows[at], d, *boundaries)
     path = folder / entries[0]["name"]
-    with shards.writing(path, found.manifest.row_length) as writer:
+    with dataset.writing(path, found.manifest.row_length) as writer:
         for row in rows:
             writer.add(row)
     entry = {**writer.entry, **said}

@@ -4,8 +4,8 @@ import torch
 from layouts import bounds_from
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds.attention import make_plan
-from gem_ds.forward import body
+from gem_ds.attention.forward import body
+from gem_ds.attention.registry import make_plan
 from gem_ds.layout import positions
 
 WINDOW = 5

@@ -6,18 +6,16 @@ from dataclasses import replace
 
 from runs import ROOT
 
-from gem_ds import (
-    hardware,
-    plan_flags,
-    shapes,
-)
-from gem_ds.config import TrainConfig
-from gem_ds.expected import Data
-from gem_ds.speed import Cluster
-from gem_ds.ways import Job
+from gem_ds import hardware
+from gem_ds.model import architecture
+from gem_ds.planning import plan_flags
+from gem_ds.planning.expected_batch import Data
+from gem_ds.planning.speed import Cluster
+from gem_ds.planning.strategy import Job
+from gem_ds.training.config import TrainConfig
 
 H100S = Cluster(hardware.GPUS["h100"], 8, 8)
-LLAMA = shapes.BUILT_IN["llama3.1-8b"]
+LLAMA = architecture.BUILT_IN["llama3.1-8b"]
 CONFIG = TrainConfig("", "", "", model="base", negatives="all", alpha_start=0, kl_to_base=2.0)
 KEEP = Job(LLAMA, H100S, Data(8192), config=CONFIG)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kills_runs import SCRIPT
 
-from gem_ds import prepare
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.shards import Shards
+from gem_ds.shards import prepare
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.dataset import Shards
 
 
 def write_jsonl(path: Path, records: list[dict]) -> Path:

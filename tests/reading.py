@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from gem_ds import sources
-from gem_ds.inputs import Input
-from gem_ds.records import Skip
-from gem_ds.sources import Part
+from gem_ds.corpus import record_reader
+from gem_ds.corpus.record_reader import Part
+from gem_ds.inputs.discovery import Input
+from gem_ds.inputs.records import Skip
 
 TEXTS = ["first", "zweiter é 😀", "third\nin two lines", "fourth"]
 
@@ -25,8 +25,8 @@ def read(
 ) -> list[tuple[int, int, str]]:
     """Identity, line and text (or why there is none) of each record."""
     records = []
-    parts = sources.whole(found) if parts is None else parts
-    for block in sources.blocks(found, parts, lambda _: [field], unit):
+    parts = record_reader.whole(found) if parts is None else parts
+    for block in record_reader.blocks(found, parts, lambda _: [field], unit):
         for record in block.records:
             try:
                 records.append((record.id, record.line, record.text(field)))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gem_ds import documents
-from gem_ds.documents import Document, Draw, Recipe
-from gem_ds.sentences import Breaks
+from gem_ds.corpus.sentence_breaks import Breaks
+from gem_ds.shards import documents
+from gem_ds.shards.documents import Document, Draw, Recipe
 
 BOS, EOS, S0, S1 = 1000, 1001, 1002, 1003
 SENTENCE = 7  # tokens: the last of them is a full stop

@@ -13,10 +13,11 @@ from helpers import write_file
 from processes import free_port
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from gem_ds import layout, tokenization
-from gem_ds.documents import CONTINUATION, KINDS, PLAIN
-from gem_ds.manifest import Manifest
-from gem_ds.shards import Row
+from gem_ds import layout
+from gem_ds.corpus import tokenization
+from gem_ds.shards.dataset import Row
+from gem_ds.shards.documents import CONTINUATION, KINDS, PLAIN
+from gem_ds.shards.manifest import Manifest
 
 ROOT = Path(__file__).parent.parent
 

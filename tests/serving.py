@@ -14,15 +14,15 @@ from exports import SIZES, gem_config, run_tokenizer
 from served import Served
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gem_ds import adapter_files, adapters
-from gem_ds.decoding import Sampling
-from gem_ds.export import export
-from gem_ds.inference import GemModel
-from gem_ds.serving_batches import Worker
-from gem_ds.serving_config import ServeConfig
-from gem_ds.serving_inputs import Inputs, ModelSizes
-from gem_ds.serving_jobs import Piece, Ticket, ToWrite
-from gem_ds.serving_schemas import EmbeddingRequest
+from gem_ds.export.export import export
+from gem_ds.inference.gem_model import GemModel
+from gem_ds.inference.generation import Sampling
+from gem_ds.model import adapter_files, adapters
+from gem_ds.serving.config import ServeConfig
+from gem_ds.serving.jobs import Piece, Ticket, ToWrite
+from gem_ds.serving.request_inputs import Inputs, ModelSizes
+from gem_ds.serving.scheduler import Worker
+from gem_ds.serving.schemas import EmbeddingRequest
 
 POSITIONS = 512
 KEY = "a key for tests"

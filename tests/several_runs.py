@@ -22,15 +22,17 @@ from deepspeed.utils import safe_get_full_grad
 from processes import free_port, until
 from torch._dynamo.utils import counters
 
-from gem_ds import build, dist, engine, model, reference
-from gem_ds.config import TrainConfig
+from gem_ds import distributed
+from gem_ds.model import kl_reference, language_model
 from gem_ds.stopping import StopRequest
+from gem_ds.training import setup, trainer
+from gem_ds.training.config import TrainConfig
 
 SECONDS = 400.0
 # Looking for GPUs loads CUDA's driver else, which does not survive a fork.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["gem_ds.engine"])
+_PROCESSES.set_forkserver_preload(["gem_ds.training.trainer"])
 
 
 def several_runs(out: Path, ranks: int, settings: dict[str, dict[str, Any]]) -> str:
@@ -79,27 +81,27 @@ def _run(
     name: str,
     gradients: int | None = None,
     noise: float = 0.0,
-    chunk: int = reference.CHUNK,
+    chunk: int = kl_reference.CHUNK,
     **flags: Any,
 ) -> None:
-    reference.CHUNK = chunk
+    kl_reference.CHUNK = chunk
     told = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
     config = TrainConfig(**told, output=str(out / name))
     if gradients is None:
-        engine.train(config, StopRequest())
+        trainer.train(config, StopRequest())
         return
     with contextlib.ExitStack() as stack:
-        _record_step(build.open_run(config, stack), gradients, noise, out / f"{name}.pt")
+        _record_step(setup.open_run(config, stack), gradients, noise, out / f"{name}.pt")
 
 
 def _add_noise(module: torch.nn.Module, size: float) -> None:
     generator = torch.Generator().manual_seed(7)
     for parameter in module.parameters():
-        with model.gathered(parameter):
+        with language_model.gathered(parameter):
             parameter.data += size * torch.randn(parameter.shape, generator=generator)
 
 
-def _record_step(run: build.Run, step: int, noise: float, path: Path) -> None:
+def _record_step(run: setup.Run, step: int, noise: float, path: Path) -> None:
     _add_noise(run.engine.module, noise)
     grads = {}
     take_step = run.engine.step
@@ -112,8 +114,8 @@ def _record_step(run: build.Run, step: int, noise: float, path: Path) -> None:
         take_step()
 
     run.engine.step = record
-    values = engine.train_step(run, step).values
+    values = trainer.train_step(run, step).values
     run.loader.close()
-    if dist.rank() == 0:
+    if distributed.rank() == 0:
         graphs = counters["stats"]["unique_graphs"]
         torch.save({"values": values, "grads": grads, "graphs": graphs}, path)

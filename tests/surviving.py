@@ -7,10 +7,10 @@ from pathlib import Path
 
 from kills_runs import SCRIPT, hashes
 
-from gem_ds import job, prepare
-from gem_ds.manifest import MANIFEST
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.units import Plan
+from gem_ds.shards import prepare, unit_context
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.manifest import MANIFEST
+from gem_ds.shards.work_plan import Plan
 
 FLAGS = {"row_length": 128, "unit_megabytes": 0.1, "max_bad_fraction": 0.5, "workers": 2}
 
@@ -48,7 +48,7 @@ def assert_unfinished(output: Path, killed: bool = False) -> list[int]:
     assert killed or not list(output.rglob("*.tmp"))
     plan = Plan.load(output)
     done = [int(path.stem) for path in output.glob("units/?????.json")]
-    assert all(job.receipt(output, plan, unit) for unit in done)
+    assert all(unit_context.receipt(output, plan, unit) for unit in done)
     return done
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gem_ds import tokenization
-from gem_ds.chat import Chat
-from gem_ds.tokenization import Vocabulary
+from gem_ds.corpus import tokenization
+from gem_ds.corpus.chat_template import Chat
+from gem_ds.corpus.tokenization import Vocabulary
 
 EACH = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
 

@@ -13,13 +13,14 @@ from sentence_transformers import SentenceTransformer
 from several_runs import several_runs
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import adapter_files, assemble, preflight
-from gem_ds.checkpoint import ROWS, find, load_weights, read_state
-from gem_ds.config import TrainConfig
-from gem_ds.encode import Encoder
+from gem_ds.checkpoints.checkpoint import ROWS, find, load_weights, read_state
 from gem_ds.errors import InputError
-from gem_ds.export import export_run
-from gem_ds.manifest import Manifest
+from gem_ds.export.export import export_run
+from gem_ds.inference.encoder import Encoder
+from gem_ds.model import adapter_files
+from gem_ds.shards.manifest import Manifest
+from gem_ds.training import engine_factory, validation
+from gem_ds.training.config import TrainConfig
 
 K = 2
 # All weights trained, those of matrices in a group of their own.
@@ -197,12 +198,12 @@ def test_what_adapters_cannot_do_is_refused(made):
     )
     manifest = Manifest.load(made / "shards")
     none = dataclasses.replace(manifest, summary_tokens=[])
-    preflight.check_objective(config, manifest)
+    validation.check_objective(config, manifest)
     with pytest.raises(InputError, match="has no summary tokens, which --adapter summary is to"):
-        preflight.check_objective(dataclasses.replace(config, alpha=0.0), none)
+        validation.check_objective(dataclasses.replace(config, alpha=0.0), none)
     plain = dataclasses.replace(manifest, counts={"documents": {"plain": 9, "continuation": 0}})
-    preflight.check_objective(dataclasses.replace(config, positives="crops"), plain)
+    validation.check_objective(dataclasses.replace(config, positives="crops"), plain)
     with pytest.raises(InputError, match=r"only plain documents and alpha is 0.*--alpha 1"):
-        preflight.check_objective(dataclasses.replace(config, alpha=0.0), plain)
+        validation.check_objective(dataclasses.replace(config, alpha=0.0), plain)
     with pytest.raises(InputError, match=r"ZeRO stage below 2.*--adapter summary freezes"):
-        assemble.build_engine(config, {"zero_optimization": {"stage": 1}}, manifest, None)
+        engine_factory.build_engine(config, {"zero_optimization": {"stage": 1}}, manifest, None)

@@ -12,12 +12,13 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from gem_ds import adapter_files, adapters, layout, model
-from gem_ds.attention import attach, choose, make_plan
-from gem_ds.encode import Encoder
+from gem_ds import layout
+from gem_ds.attention.registry import attach, choose, make_plan
 from gem_ds.errors import InputError
-from gem_ds.gem_config import read_gem_config
+from gem_ds.export.gem_config import read_gem_config
+from gem_ds.inference.encoder import Encoder
 from gem_ds.layout import END
+from gem_ds.model import adapter_files, adapters, language_model
 
 SUMMARY = 63  # the token of tiny models that stands for a summary
 DENSE = [name for name in FAMILIES if name != "gpt_oss"]
@@ -68,7 +69,7 @@ def test_a_token_before_the_summary_is_computed_as_in_the_base(family):
 def test_the_rows_beside_an_embedding_stand_for_its_own(family):
     lm = adapted(family)
     ids, backend = stream_of(MIXED), backend_of(lm)
-    rows = model.summary_rows(lm, [SUMMARY])
+    rows = language_model.summary_rows(lm, [SUMMARY])
     index = make_plan(MIXED, backend).summary_index
     with torch.no_grad():
         embedded = rows(lm.get_input_embeddings(), ids[None], index)
@@ -85,7 +86,7 @@ def test_without_summary_tokens_nothing_is_added_and_every_module_runs():
     base, lm = tiny_model(), adapted()
     attach(base)
     ids = stream_of(plain)
-    rows = model.summary_rows(lm, [SUMMARY])
+    rows = language_model.summary_rows(lm, [SUMMARY])
     embedded = rows(lm.get_input_embeddings(), ids[None], make_plan(plain, "sdpa").summary_index)
     hidden = hidden_states(lm, ids, plain, inputs_embeds=embedded)
     assert torch.equal(hidden, hidden_states(base, ids, plain))
@@ -135,10 +136,11 @@ def test_adapters_are_a_function_of_the_seed_in_the_bases_dtype():
 
 def test_only_what_is_trained_goes_to_the_optimizer():
     lm = adapted()
-    gem = model.TrainingModel(lm, summary_rows=model.summary_rows(lm, [SUMMARY]))
+    gem = language_model.TrainingModel(lm, summary_rows=language_model.summary_rows(lm, [SUMMARY]))
     names = {id(p): name for name, p in gem.named_parameters()}
     decayed, others = (
-        {names[id(p)] for p in group["params"]} for group in model.parameter_groups(gem, 0.1)
+        {names[id(p)] for p in group["params"]}
+        for group in language_model.parameter_groups(gem, 0.1)
     )
     assert others == {"summary_rows.weight", "log_scale"}
     assert decayed == {name for name in names.values() if ".lora_" in name}

@@ -1,32 +1,36 @@
-"""docs/architecture.md: its tables name the modules that there are, on the floors they are on."""
+"""docs/architecture.md: its tables name the modules that there are, in their rooms."""
 
 import ast
 import re
 
 from runs import ROOT
-from test_floors import FLOOR_OF, MODULES, PACKAGE
+from test_rooms import MODULES, ORDER
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
+ROOMS = TEXT.split("\n## Rooms")[1].split("\n## ")[0]
 
 
-def test_the_table_of_floors_is_the_one_that_is_tested():
-    rows = re.findall(r"^\| (\d) \w+ \| (.*?) \|", TEXT, re.MULTILINE)
-    shown = {name: int(floor) for floor, names in rows for name in re.findall(r"`(\w+)`", names)}
-    assert shown == {module: FLOOR_OF[module] for module in MODULES}
+def test_the_rooms_are_told_in_their_order():
+    rows = re.findall(r"^\| ((?:`\w+/`(?: itself)?(?:, )?)+) \|", ROOMS, re.MULTILINE)
+    told = tuple(tuple(re.findall(r"`(\w+)/`", row)) for row in rows)
+    assert told == tuple(tuple(room or "gem_ds" for room in rooms) for rooms in ORDER)
 
 
 def test_every_module_is_described_once():
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", TEXT, re.MULTILINE)
-    described = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(described) == MODULES
+    described = []
+    for part in ROOMS.split("\n### ")[1:]:
+        room, _, table = part.partition("\n")
+        names = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+        described += [f"{room}.{name}" if room != "gem_ds" else name for name in names]
+    assert sorted(described) == sorted(MODULES)
 
 
 def test_what_is_replaced_in_others_objects_is_told():
     """Attributes of DeepSpeed's engine, and forward passes, to which something is assigned."""
     told = TEXT.split("## What a run replaces")[1].split("\n## ")[0]
     found = set()
-    for module in MODULES:
-        for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
             targets = node.targets if isinstance(node, ast.Assign) else []
             for target in map(ast.unparse, targets):
                 if re.match(r"(self\.)?_?engine\.", target) or target.endswith(".forward"):

@@ -14,8 +14,8 @@ from layouts import bounds_from, random_bounds
 from models import MIXED, hidden_states, tiny_model
 from strategies import bounds
 
-from gem_ds import kernels, masks
-from gem_ds.attention import attach, choose, gem_attention, make_plan
+from gem_ds.attention import backends, masks
+from gem_ds.attention.registry import attach, choose, gem_attention, make_plan
 from gem_ds.errors import InputError
 from gem_ds.layout import END, START, SUFFIX, SUMMARY, is_gem, plain
 
@@ -87,7 +87,7 @@ def test_varlen_hands_its_kernel_the_rule(bounds_D4, summary_attention, window, 
     """With the kernel's contract in place of the kernel, which runs on GPUs only."""
     assume(not rest or is_gem(bounds_D4).any())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "varlen_attn", slow_varlen)
+        patch.setattr(backends, "varlen_attn", slow_varlen)
         equals_dense(bounds_D4, "varlen", summary_attention, window, rest=rest)
 
 
@@ -212,7 +212,7 @@ def test_values_may_be_of_another_size_than_keys(backend, of_keys, of_values):
     shapes = (4, of_keys), (2, of_keys), (2, of_values)
     q, k, v = (torch.randn(1, n, T, size, generator=generator) for n, size in shapes)
     mask = masks.dense(MIXED)
-    expected = kernels.weighted(
+    expected = backends.weighted(
         q[0], *(x[0].repeat_interleave(2, 0) for x in (k, v)), mask, 0.3, None, None
     )
     plan = make_plan(MIXED, backend)
@@ -256,7 +256,7 @@ def test_keys_beyond_32_bits_are_refused():
     n = 2**30
     bounds_D4 = np.array([[0, n, n + 2, n + 2]], dtype=np.int32)
     with pytest.raises(ValueError, match="32-bit offsets can hold; take fewer rows"):
-        kernels.Varlen.of(bounds_D4, "isolated", None)
+        backends.Varlen.of(bounds_D4, "isolated", None)
 
 
 def test_layout_helpers_of_this_test_say_what_they_mean():

@@ -9,8 +9,9 @@ from models import tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from gem_ds import base_model, hf_config
+from gem_ds.attention import hf_config
 from gem_ds.errors import InputError
+from gem_ds.model import base_model
 
 WEIGHTS = "model.safetensors"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from runs import llama_config
 
-from gem_ds import base_names
+from gem_ds.export import base_names
 from gem_ds.files import sha256
 
 

@@ -13,9 +13,9 @@ import pytest
 from processes import free_port
 from runs import ROOT
 
-from gem_ds import bulk
+from gem_ds.corpus.text_files import Text
 from gem_ds.errors import InputError
-from gem_ds.text_files import Text
+from gem_ds.inference import part_files
 
 TEXTS = [Text(str(i), f"text {i}") for i in range(10)]
 
@@ -38,7 +38,7 @@ class Work:
         output.write_text(" ".join(part.read_text() for part in parts))
 
     def run(self, **identity: str) -> None:
-        bulk.run(TEXTS, identity, self.output, ".x", self.write, self.join, part=4)
+        part_files.run(TEXTS, identity, self.output, ".x", self.write, self.join, part=4)
 
 
 def test_parts_are_done_and_joined(tmp_path: Path) -> None:
@@ -77,22 +77,24 @@ RANK = """
 import os, sys
 from pathlib import Path
 import torch
-from gem_ds import bulk, dist
+from gem_ds import distributed
+from gem_ds.corpus.text_files import Text
 from gem_ds.errors import InputError, run
-from gem_ds.text_files import Text
+from gem_ds.inference import part_files
 
 def write(path, texts):
-    if dist.rank() == 1 and path.name == "part-000001.x":
+    if distributed.rank() == 1 and path.name == "part-000001.x":
         if sys.argv[2] == "killed":
             os.kill(os.getpid(), 9)
         raise InputError("this rank's disk is full")
     path.write_text(" ")
 
 def main():
-    with dist.meeting():
+    with distributed.meeting():
         torch.distributed.init_process_group("gloo")
     texts = [Text(str(i), "text") for i in range(4)]
-    bulk.run(texts, {}, Path(sys.argv[1]), ".x", write, lambda parts, out: out.touch(), part=1)
+    done = lambda parts, out: out.touch()
+    part_files.run(texts, {}, Path(sys.argv[1]), ".x", write, done, part=1)
 
 run(main)
 """

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from talks import together, turns, with_template
 from transformers import AutoTokenizer
 
-from gem_ds import chat, documents, job, tokenization
-from gem_ds.chat import Chat
-from gem_ds.documents import Draw, Pair
-from gem_ds.records import Skip
+from gem_ds.corpus import chat_template, tokenization
+from gem_ds.corpus.chat_template import Chat
+from gem_ds.inputs.records import Skip
+from gem_ds.shards import documents, unit_context
+from gem_ds.shards.documents import Draw, Pair
 
 NO_SYSTEM = ("gemma", "mistral")  # the families whose template refuses a system message
 ODD = "naïve Łódź e\u0301 日本語 😀👨‍👩‍👧 a\0b\r\nc"
@@ -141,7 +142,7 @@ def test_chats_without_answer_or_too_long_are_skipped(
     for messages in (turns(["x"]), [assistant], [assistant, *turns(["x"])], [{"content": "x"}] * 2):
         with pytest.raises(Skip, match="no assistant message after another"):
             family.chat.encode(messages)
-    monkeypatch.setattr(chat, "LONGEST", 1000)
+    monkeypatch.setattr(chat_template, "LONGEST", 1000)
     with pytest.raises(Skip, match="chat longer than 1 Mi characters"):
         family.chat.encode(turns(["x", "y" * 1000]))
 
@@ -158,7 +159,7 @@ def test_documents_have_the_controls_of_the_template_alone(family: Family) -> No
     asked = dict.fromkeys(["min_prefix", "min_suffix"], 1) | {"row_length": 200, "seed": 0}
     asked |= {"summary_token_ids": tokenization.summary_ids(family.vocab), "cut": "uniform"}
     asked |= {"kinds": {"": {"pair": 1.0}}, "long_pairs": "skip"}
-    recipe = job.recipes(asked, family.vocab)[""]
+    recipe = unit_context.recipes(asked, family.vocab)[""]
     messages = turns(["a", "b", "c", "d"])
     pair = Pair(*family.chat.encode(messages), whole=True)
     made = documents.of_pair(pair, Draw(0, 0, 0), recipe, Counter())
@@ -186,7 +187,7 @@ def test_tools_are_refused_by_templates_that_know_none(family: Family) -> None:
         {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
         {"role": "tool", "content": "sunny"},
     ]
-    with pytest.raises(Skip, match=f"{chat.LEFT_OUT} tool calls|{chat.REFUSED}"):
+    with pytest.raises(Skip, match=f"{chat_template.LEFT_OUT} tool calls|{chat_template.REFUSED}"):
         family.chat.prompt(messages)
 
 

@@ -11,10 +11,10 @@ from talks import EACH, together, turns, with_template
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-from gem_ds import tokenization
-from gem_ds.chat import Chat
+from gem_ds.corpus import tokenization
+from gem_ds.corpus.chat_template import Chat
 from gem_ds.errors import InputError
-from gem_ds.records import NOT_MESSAGES, SURROGATE, Record, Skip
+from gem_ds.inputs.records import NOT_MESSAGES, SURROGATE, Record, Skip
 
 
 def test_a_token_across_the_seam_is_the_answers(tokenizer_dir: Path) -> None:

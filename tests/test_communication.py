@@ -1,14 +1,15 @@
-"""gem_ds.communication: volumes by hand, and those of a real run (benchmarks/communication.py)."""
+"""gem_ds.planning.communication: volumes by hand, and those of a real run
+(benchmarks/communication.py)."""
 
 import communication as benchmark
 import pytest
 from planned import prepare
 from test_gathering import SHAPE
 
-from gem_ds import communication
-from gem_ds.communication import Volume
-from gem_ds.visits import Trace, Trained
-from gem_ds.zero import Zero
+from gem_ds.planning import communication
+from gem_ds.planning.communication import Volume
+from gem_ds.planning.zero3_trace import Trace, Trained
+from gem_ds.planning.zero_settings import Zero
 
 ZERO3 = Zero(persistence=0, prefetch_bucket=0)
 TRACE = Trace(SHAPE, Trained())

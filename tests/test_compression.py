@@ -9,8 +9,8 @@ import pytest
 import zstandard
 from reading import TEXTS, jsonl, texts
 
-from gem_ds import compression, inputs
 from gem_ds.errors import InputError
+from gem_ds.inputs import compression, discovery
 
 LINES = jsonl(TEXTS)
 SQUEEZE = {
@@ -21,9 +21,9 @@ SQUEEZE = {
 }
 
 
-def save(path: Path, content: bytes) -> list[inputs.Input]:
+def save(path: Path, content: bytes) -> list[discovery.Input]:
     path.write_bytes(content)
-    return inputs.find([str(path)])
+    return discovery.find([str(path)])
 
 
 @pytest.mark.parametrize("ending", SQUEEZE)

@@ -8,11 +8,11 @@ from dataclasses import fields
 import pytest
 from runs import ROOT
 
-from gem_ds.config import TrainConfig
-from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.errors import InputError
 from gem_ds.flags import parser_of
-from gem_ds.recipes import DEFAULT, RECIPES, defaults
+from gem_ds.training.config import TrainConfig
+from gem_ds.training.deepspeed_config import read_json, resolve_deepspeed
+from gem_ds.training.recipes import DEFAULT, RECIPES, defaults
 
 
 def config(**flags):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gem_ds.contrastive import ContrastiveOptions, aggregate, info_nce
+from gem_ds.model.contrastive import ContrastiveOptions, aggregate, info_nce
 
 PAPER = ContrastiveOptions()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gem_ds import corpus
-from gem_ds.corpus import Entry
+from gem_ds.corpus import docstrings
+from gem_ds.corpus.docstrings import Entry
 from gem_ds.errors import InputError
 
 SOURCE = '''
@@ -62,20 +62,20 @@ Grinds the beans to a fine powder.
     ],
 )
 def test_title_is_the_first_sentence(doc: str, title: str, text: str | None) -> None:
-    got_title, got_text = corpus.split_title(doc)
+    got_title, got_text = docstrings.split_title(doc)
     assert got_title == title
     assert text is None or got_text == text
 
 
 def test_no_word_is_lost_between_title_and_text() -> None:
     doc = "First sentence here. Second\nsentence.\n\n    indented block\n\nThe end."
-    title, text = corpus.split_title(doc)
+    title, text = docstrings.split_title(doc)
     assert f"{title} {text}".split() == doc.split()
     assert "    indented block" in text
 
 
 def test_entries_in_parses_without_importing() -> None:
-    entries = {entry.id: entry for entry in corpus.entries_in(SOURCE, "kitchen.cup")}
+    entries = {entry.id: entry for entry in docstrings.entries_in(SOURCE, "kitchen.cup")}
     assert list(entries) == [
         "kitchen.cup",
         "kitchen.cup.Cup",
@@ -92,13 +92,13 @@ def test_entries_in_parses_without_importing() -> None:
 
 def test_topics_in_reads_the_dictionary() -> None:
     source = "topics = {'assert': 'The \"assert\" statement\\n******\\n\\nAssert statements are.'}"
-    (entry,) = corpus.topics_in(source)
+    (entry,) = docstrings.topics_in(source)
     expected = Entry("pydoc.topics.assert", 'The "assert" statement', "Assert statements are.")
     assert entry == expected
 
 
 def test_source_files_know_this_environment_and_skip_tests() -> None:
-    files = corpus.source_files(["numpy", "no_such_package_here"])
+    files = docstrings.source_files(["numpy", "no_such_package_here"])
     modules = [module for _, module in files]
     assert {"numpy", "numpy.linalg", "argparse", "pydoc_data.topics"} <= set(modules)
     assert "numpy.tests" not in modules
@@ -120,9 +120,9 @@ def test_collect_is_the_same_for_every_number_of_workers_and_drops_repeats(tmp_p
     files += [(str(tmp_path / "bad.py"), "bad"), (str(tmp_path / "latin.py"), "latin")]
     (tmp_path / "again.py").write_text('"""Another text under a name that stands already."""')
     files.append((str(tmp_path / "again.py"), "m0"))
-    entries = corpus.collect(files)
+    entries = docstrings.collect(files)
     assert [entry.id for entry in entries] == ["m0", "m2", "m4", "m6", "m8", "m0#2"]
-    assert corpus.collect(files, workers=2) == entries
+    assert docstrings.collect(files, workers=2) == entries
 
 
 def _entry(name: str, title: str | None = None, text: str | None = None) -> Entry:
@@ -143,20 +143,22 @@ def test_split_holds_out_only_what_the_rest_does_not_tell() -> None:
         _entry("copy", text="One line of its own, and then the same again.\n" + copied),
         _entry("same start", text=copied + "\n" + "and another ending, which is quite long" * 20),
     ]
-    train, dev = corpus.split(good + bad, 20)
+    train, dev = docstrings.split(good + bad, 20)
     assert dev == good
     assert train == bad
-    train_8, dev_8 = corpus.split(bad + good[::-1], 8)  # chosen by id, not by order
+    train_8, dev_8 = docstrings.split(bad + good[::-1], 8)  # chosen by id, not by order
     assert {entry.id for entry in dev_8} < {entry.id for entry in good}
-    assert {entry.id for entry in corpus.split(good + bad, 8)[1]} == {entry.id for entry in dev_8}
+    assert {entry.id for entry in docstrings.split(good + bad, 8)[1]} == {
+        entry.id for entry in dev_8
+    }
     assert len(train_8) == 20
     with pytest.raises(InputError, match="only 20 of 28 entries can be held out, 21"):
-        corpus.split(good + bad, 21)
+        docstrings.split(good + bad, 21)
 
 
 def test_write_gives_a_line_an_entry(tmp_path: Path) -> None:
     entries = [Entry("a.b", "Tïtle", "Text\nof it."), Entry("c", "Alone", "")]
-    n_bytes = corpus.write(entries, tmp_path / "train.jsonl")
+    n_bytes = docstrings.write(entries, tmp_path / "train.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").open()]
     text, rest = "Tïtle\nText\nof it.", "Text\nof it."
     assert lines[0] == {"id": "a.b", "title": "Tïtle", "text": text, "rest": rest}

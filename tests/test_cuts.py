@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from recipes import S0, S1, draw, of_kind, split, words
 
-from gem_ds import documents, job, tokenization
-from gem_ds.documents import Recipe
+from gem_ds.corpus import tokenization
 from gem_ds.errors import InputError
+from gem_ds.shards import documents, unit_context
+from gem_ds.shards.documents import Recipe
 
 
 def cuts(n: int, recipe: Recipe, times: int = 400) -> Counter[int]:
@@ -89,7 +90,7 @@ def test_a_recipe_is_made_of_the_flags(
     asked = {"cut": cut, "row_length": 64, "min_prefix": 8, "min_suffix": 4, "seed": 3}
     asked |= {"long_pairs": "skip", "summary_token_ids": summary}
     asked |= {"kinds": {"a": {"plain": 1.0}, "b": {"pair": 1.0}}}
-    made = job.recipes(asked, vocab)
+    made = unit_context.recipes(asked, vocab)
     assert {name: recipe.kinds for name, recipe in made.items()} == asked["kinds"]
     recipe = made["a"]
     assert (recipe.at_sentences, recipe.min_prefix, recipe.max_prefix) == expected

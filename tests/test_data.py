@@ -6,11 +6,11 @@ import torch
 from runs import random_shards
 
 from gem_ds import layout
-from gem_ds.attention import gem_attention
-from gem_ds.batches import BatchOptions, make_batch
-from gem_ds.data import Loader
-from gem_ds.positives import PositiveOptions
-from gem_ds.shards import Shards
+from gem_ds.attention.registry import gem_attention
+from gem_ds.model.batch import BatchOptions, make_batch
+from gem_ds.model.positives import PositiveOptions
+from gem_ds.shards.dataset import Shards
+from gem_ds.training.data_loader import Loader
 
 
 @pytest.fixture(scope="module")

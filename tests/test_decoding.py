@@ -8,10 +8,11 @@ import torch
 from exports import tiny
 from transformers import DynamicCache
 
-from gem_ds import decoding, tokenization
-from gem_ds.decoding import Sampling
+from gem_ds.corpus import tokenization
+from gem_ds.corpus.tokenization import Vocabulary
 from gem_ds.errors import InputError
-from gem_ds.tokenization import Vocabulary
+from gem_ds.inference import generation
+from gem_ds.inference.generation import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def vocab(tokenizer_dir: Path) -> Vocabulary:
 
 def written(lm, sampling: Sampling, n: int = 30) -> list[int]:
     prompt = np.array([0, 5, 6], dtype=np.int32)
-    return list(decoding.tokens(lm, prompt, DynamicCache(), 0, n, sampling))
+    return list(generation.tokens(lm, prompt, DynamicCache(), 0, n, sampling))
 
 
 def test_drawing_repeats_with_its_seed_and_follows_the_distribution() -> None:

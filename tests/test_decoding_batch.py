@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import FAMILIES, tiny_model
 
-from gem_ds.decoding_batch import PLACES, DecodingBatch, places
+from gem_ds.inference.generation_batch import PLACES, DecodingBatch, places
 
 LENGTHS = (3, 17, 70, 1)  # the third makes the cache longer
 

@@ -8,16 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import read, texts
 
-from gem_ds import delimited, inputs
 from gem_ds.errors import InputError
-from gem_ds.records import NOT_CSV
+from gem_ds.inputs import delimited, discovery
+from gem_ds.inputs.records import NOT_CSV
 
 BAD = f"skipped: {NOT_CSV}"
 
 
-def save(path: Path, content: str | bytes) -> list[inputs.Input]:
+def save(path: Path, content: str | bytes) -> list[discovery.Input]:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return inputs.find([str(path)])
+    return discovery.find([str(path)])
 
 
 def test_cells_may_hold_anything_in_quotes(tmp_path: Path) -> None:
@@ -79,4 +79,4 @@ def test_what_pythons_writer_writes_comes_back(
         writer = csv.writer(out, delimiter=separator, quoting=csv.QUOTE_ALL)
         writer.writerows([("text", "x"), *rows])
     expected = [a if a.strip() else "skipped: empty text" for a, _ in rows]
-    assert texts(inputs.find([str(path)])) == expected
+    assert texts(discovery.find([str(path)])) == expected

@@ -169,7 +169,7 @@ def test_a_command_without_its_extra_says_how_to_get_it(extra: str, command: str
 def test_data_preparation_without_a_cluster_says_how_to_get_it(executor: str) -> None:
     code = f"""
 from gem_ds import cluster, errors
-from gem_ds.prepare_config import PrepareConfig
+from gem_ds.shards.config import PrepareConfig
 from pathlib import Path
 config = PrepareConfig(input=["x"], tokenizer="x", output="x", executor={executor!r})
 errors.run(lambda: cluster.run(config, None, Path("x"), [0]))

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipes import BOS, EOS, RECIPE, S0, S1, SENTENCE, draw, ids, of_kind, split, text, words
 
-from gem_ds import documents, layout
-from gem_ds.documents import Draw, Pair
+from gem_ds import layout
+from gem_ds.corpus.sentence_breaks import Breaks
 from gem_ds.errors import InputError
-from gem_ds.records import Skip
-from gem_ds.sentences import Breaks
+from gem_ds.inputs.records import Skip
+from gem_ds.shards import documents
+from gem_ds.shards.documents import Draw, Pair
 
 
 def test_plain() -> None:

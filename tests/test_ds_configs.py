@@ -8,10 +8,11 @@ import pytest
 from runs import ROOT, bf16, llama_config, metrics, random_base, random_shards
 from several_runs import several_runs
 
-from gem_ds import ds_keys, zero
-from gem_ds.config import TrainConfig
-from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.errors import InputError
+from gem_ds.planning import zero_settings
+from gem_ds.training import deepspeed_keys
+from gem_ds.training.config import TrainConfig
+from gem_ds.training.deepspeed_config import read_json, resolve_deepspeed
 
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
 BF16_STATES = "llama8b_1x141gb"
@@ -21,19 +22,22 @@ LARGE = [path for path in FILES if path.stem in plan_table.FILES]
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_key_is_known_and_every_auto_filled(path):
     raw = read_json(path)
-    ds_keys.check(raw, str(path))
+    deepspeed_keys.check(raw, str(path))
     config = TrainConfig("s", "o", str(path), rows_per_step=32, rows_per_micro_batch=1)
     resolved = resolve_deepspeed(raw, config, 32, 4096, True, 8)
-    ds_keys.check_groups(resolved, 32, 8, str(path))
+    deepspeed_keys.check_groups(resolved, 32, 8, str(path))
     assert "auto" not in json.dumps(resolved)
     assert resolved["data_types"] == {"grad_accum_dtype": "fp32"}
-    assert zero.of_json(resolved).stage in (2, 3)
+    assert zero_settings.of_json(resolved).stage in (2, 3)
 
 
 def test_the_groups_of_hpz_are_the_ranks_of_a_machine():
     path = ROOT / "ds_configs" / "llama8b_4x8x80gb.json"
     config = TrainConfig("s", "o", str(path), rows_per_step=32)
-    assert zero.of_json(resolve_deepspeed(read_json(path), config, 32, 4096, True, 8)).hpz == 8
+    assert (
+        zero_settings.of_json(resolve_deepspeed(read_json(path), config, 32, 4096, True, 8)).hpz
+        == 8
+    )
 
 
 def test_states_in_bf16_are_refused_where_weights_are_not():
@@ -41,7 +45,7 @@ def test_states_in_bf16_are_refused_where_weights_are_not():
     config = TrainConfig("s", "o", str(path))
     with pytest.raises(InputError, match="states in bf16 need weights in bf16"):
         resolve_deepspeed(read_json(path), config, 1, 4096, bf16=False)
-    assert zero.of_json(resolve_deepspeed(read_json(path), config, 1, 4096)).bf16_states
+    assert zero_settings.of_json(resolve_deepspeed(read_json(path), config, 1, 4096)).bf16_states
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""gem_ds.ds_keys: typing errors in a DeepSpeed JSON, against what DeepSpeed itself reads."""
+"""gem_ds.training.deepspeed_keys: typing errors in a DeepSpeed JSON, against what DeepSpeed itself
+reads."""
 
 import copy
 import re
@@ -7,8 +8,8 @@ import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from gem_ds import ds_keys
 from gem_ds.errors import InputError
+from gem_ds.training import deepspeed_keys
 
 TYPOS = {
     "zero_optimisation": ({"zero_optimisation": {"stage": 3}}, "mean 'zero_optimization'"),
@@ -42,7 +43,7 @@ TYPOS = {
 def test_a_typing_error_is_refused_with_what_was_meant(typo):
     raw, meant = TYPOS[typo]
     with pytest.raises(InputError, match=rf"my\.json: DeepSpeed knows no .*{meant}"):
-        ds_keys.check(raw, "my.json")
+        deepspeed_keys.check(raw, "my.json")
 
 
 class Recorder(dict):
@@ -80,7 +81,7 @@ def test_what_deepspeed_reads_is_known():
     removed = {"nebula", "compression_training", "amp", "quantize_training", "sparse_gradients"}
     removed |= {"eigenvalue", "sparse_attention", "elasticity", "graph_harvesting"}
     removed |= {"curriculum_learning", "progressive_layer_drop"}  # of which DeepSpeed says so
-    assert asked - set(ds_keys.known()) <= removed
+    assert asked - set(deepspeed_keys.known()) <= removed
 
 
 DEPRECATED = {
@@ -95,15 +96,15 @@ def test_deepspeed_itself_calls_these_deprecated():
     assert found == DEPRECATED
 
 
-@pytest.mark.parametrize("key", [key for key, inside in ds_keys.known().items() if inside])
+@pytest.mark.parametrize("key", [key for key, inside in deepspeed_keys.known().items() if inside])
 def test_the_keys_of_a_section_are_accepted(key):
     def filled(at):
         return {name: filled(inside) if inside else 1 for name, inside in at.items()}
 
-    section = filled(ds_keys.known()[key])
+    section = filled(deepspeed_keys.known()[key])
     current = {name: value for name, value in section.items() if name not in DEPRECATED}
     if key != "bfloat16":
-        ds_keys.check({key: current}, "my.json")
+        deepspeed_keys.check({key: current}, "my.json")
 
 
 REMOVED = {
@@ -125,7 +126,7 @@ REMOVED = {
 def test_what_has_no_other_place_is_to_be_removed(case):
     raw, cure = REMOVED[case]
     with pytest.raises(InputError, match=rf"my\.json: .*{cure}"):
-        ds_keys.check(raw, "my.json")
+        deepspeed_keys.check(raw, "my.json")
 
 
 VALUES = {
@@ -143,26 +144,28 @@ VALUES = {
 def test_what_deepspeed_refuses_is_one_sentence(case):
     zero, said = VALUES[case]
     with pytest.raises(InputError, match=rf"my\.json.* {said}") as raised:
-        ds_keys.check_values({"zero_optimization": zero}, "my.json")
+        deepspeed_keys.check_values({"zero_optimization": zero}, "my.json")
     assert "\n" not in str(raised.value)
 
 
 def test_values_of_other_sections_and_good_ones():
     good = {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}
-    ds_keys.check_values({**good, "train_batch_size": 32, "gradient_clipping": 1.0}, "my.json")
+    deepspeed_keys.check_values(
+        {**good, "train_batch_size": 32, "gradient_clipping": 1.0}, "my.json"
+    )
     for wrong in ({"bf16": {"enabled": "maybe"}}, {"communication_data_type": "int8"}):
         with pytest.raises(InputError, match=r"my\.json"):
-            ds_keys.check_values({**good, **wrong}, "my.json")
+            deepspeed_keys.check_values({**good, **wrong}, "my.json")
 
 
 def test_groups_of_hpz_divide_a_machine_and_all_ranks():
     def config(group, stage=3):
         return {"zero_optimization": {"stage": stage, "zero_hpz_partition_size": group}}
 
-    ds_keys.check_groups(config(8), 16, 8, "my.json")
-    ds_keys.check_groups(config(1, stage=2), 3, 3, "my.json")
+    deepspeed_keys.check_groups(config(8), 16, 8, "my.json")
+    deepspeed_keys.check_groups(config(1, stage=2), 3, 3, "my.json")
     for group, ranks, local in ((8, 12, 4), (3, 16, 8), (16, 16, 8)):
         with pytest.raises(InputError, match=re.escape(f"zero_hpz_partition_size {group} do not")):
-            ds_keys.check_groups(config(group), ranks, local, "my.json")
+            deepspeed_keys.check_groups(config(group), ranks, local, "my.json")
     with pytest.raises(InputError, match="of ZeRO stage 3"):
-        ds_keys.check_groups(config(2, stage=2), 2, 2, "my.json")
+        deepspeed_keys.check_groups(config(2, stage=2), 2, 2, "my.json")

@@ -7,7 +7,7 @@ import pytest
 from runs import fp32, llama_config, metrics, random_base, random_shards
 from several_runs import several_runs
 
-from gem_ds.checkpoint import find
+from gem_ds.checkpoints.checkpoint import find
 
 STEPS = 9
 # Where all weights are trained, and where a frozen base has adapters.

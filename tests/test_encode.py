@@ -11,9 +11,10 @@ from exports import TEXTS, export_tiny, run_tokenizer, tiny, unseal
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from gem_ds import encode, layout, masks
-from gem_ds.encode import Encoder
+from gem_ds import layout
+from gem_ds.attention import masks
 from gem_ds.errors import InputError
+from gem_ds.inference.encoder import Encoder, batches, stream
 
 
 @pytest.fixture(scope="module", params=["llama", "llama-tied", "qwen3"])
@@ -30,7 +31,7 @@ def llama(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize("lengths", [[3, 9, 1, 9, 4, 12, 2], [1], [50], [7] * 5])
 def test_batches_hold_every_document_once_and_fit(lengths: list[int]) -> None:
-    found = list(encode.batches(lengths, 13))
+    found = list(batches(lengths, 13))
     assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
     for batch in found:
         assert sum(lengths[i] for i in batch) <= 13 or len(batch) == 1
@@ -40,7 +41,7 @@ def test_batches_hold_every_document_once_and_fit(lengths: list[int]) -> None:
 
 def test_stream_lays_documents_out_one_after_another() -> None:
     documents = [np.array(ids, dtype=np.int32) for ids in ([5, 6, 7, 90, 91], [8, 90, 91])]
-    arguments, bounds_D4 = encode.stream(documents, n_summary=2)
+    arguments, bounds_D4 = stream(documents, n_summary=2)
     assert bounds_D4.tolist() == [[0, 3, 5, 5], [5, 6, 8, 8]]
     layout.check(bounds_D4, 8, 2)
     assert arguments["input_ids"].tolist() == [[5, 6, 7, 90, 91, 8, 90, 91]]

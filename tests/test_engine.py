@@ -20,11 +20,12 @@ from runs import (
 from several_runs import several_runs
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import dist, run_folder
-from gem_ds.checkpoint import check_agrees, find, load_weights, read_state
-from gem_ds.config import TrainConfig
+from gem_ds import distributed
+from gem_ds.checkpoints.checkpoint import check_agrees, find, load_weights, read_state
 from gem_ds.errors import InputError
-from gem_ds.manifest import Manifest
+from gem_ds.shards.manifest import Manifest
+from gem_ds.training import run_folder
+from gem_ds.training.config import TrainConfig
 
 RECOMPUTED = {
     "nothing": {"gradient_checkpointing": False},
@@ -166,7 +167,7 @@ def test_precision_is_chosen_by_the_hardware_or_by_name(trained):
     losses = {n: [m["loss/ntp"] for m in metrics(trained / n)] for n in ("zero3", "bf16", "fp32")}
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=5e-3)
-    fast = "bf16" if dist.computes_bf16(torch.device("cpu")) else "fp32"
+    fast = "bf16" if distributed.computes_bf16(torch.device("cpu")) else "fp32"
     assert losses["zero3"] == losses[fast]
     states = {name: read_state(find(trained / name))["dtype"] for name in losses}
     assert (states["bf16"], states["fp32"]) == ("bfloat16", "float32")

@@ -16,11 +16,11 @@ from runs import ROOT, llama_config, random_base, small_llama
 from safetensors.torch import load_file, save_file
 from several_runs import several_runs
 
-from gem_ds import assemble, preflight
-from gem_ds.checkpoint import found
-from gem_ds.config import TrainConfig
+from gem_ds.checkpoints.checkpoint import found
 from gem_ds.errors import InputError
-from gem_ds.manifest import Manifest
+from gem_ds.shards.manifest import Manifest
+from gem_ds.training import engine_factory, validation
+from gem_ds.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +45,32 @@ def test_contradictions_are_refused_with_a_cure(made, tokenizer_dir, tmp_path):
     base = random_base(tmp_path / "base", made / "tied", tokenizer_dir)
     llama_config(tmp_path / "short", positions=32)
     with pytest.raises(InputError, match=r"64 tokens, and .* takes at most 32 .*; shard with"):
-        preflight.model_config(config_of(made, config=str(tmp_path / "short")), manifest)
+        validation.model_config(config_of(made, config=str(tmp_path / "short")), manifest)
     with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
-        preflight.model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
+        validation.model_config(config_of(made, config=str(tmp_path / "nowhere")), manifest)
     other = save_tokenizer(tmp_path / "other", vocab_size=350)
     with pytest.raises(InputError, match=r"another tokenizer than the one .* was made with"):
-        assemble.new_tokens(config_of(made, config=None, model=str(other)), manifest)
+        engine_factory.new_tokens(config_of(made, config=None, model=str(other)), manifest)
     known = config_of(made, config=None, model=str(base))
-    assert assemble.new_tokens(known, manifest) == manifest.summary_tokens
+    assert engine_factory.new_tokens(known, manifest) == manifest.summary_tokens
     already = config_of(made, config=None, model=str(made / "shards" / "tokenizer"))
-    assert assemble.new_tokens(already, manifest) == []
+    assert engine_factory.new_tokens(already, manifest) == []
     plain = dataclasses.replace(manifest, counts={"documents": {"plain": 9}})
     with pytest.raises(InputError, match=r"only plain documents.*--alpha 0"):
-        preflight.check_objective(config_of(made, positives="dropout"), plain)
-    preflight.check_objective(config_of(made, alpha=0.0), plain)
-    preflight.check_objective(config_of(made), plain)  # crops, which every text has
+        validation.check_objective(config_of(made, positives="dropout"), plain)
+    validation.check_objective(config_of(made, alpha=0.0), plain)
+    validation.check_objective(config_of(made), plain)  # crops, which every text has
 
 
 def test_a_run_that_saves_nothing_says_so_when_it_is_stopped(made, tmp_path):
     code = (
-        "import sys; from gem_ds import config, engine, errors, stopping\n"
+        "import sys; from gem_ds import errors, stopping\n"
+        "from gem_ds.training import config, trainer\n"
         "request = stopping.StopRequest()\n"
         "request.made = True\n"
         "shards, deepspeed, model, output = sys.argv[1:]\n"
         "told = config.TrainConfig(shards, output, deepspeed, config=model, save=False)\n"
-        "errors.run(lambda: engine.train(told, request))\n"
+        "errors.run(lambda: trainer.train(told, request))\n"
     )
     paths = (made / "shards", made / "fp32-zero3.json", made / "tied", tmp_path / "run")
     done = subprocess.run(

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gem_ds import eval_compare, eval_scores
 from gem_ds.errors import InputError
-from gem_ds.eval_results import write_json
+from gem_ds.evaluation import compare, score_files
+from gem_ds.evaluation.result_files import write_json
 
 RNG = np.random.default_rng(3)
 GOLD = RNG.uniform(0, 5, 60)
@@ -57,12 +57,12 @@ def folder(tmp_path):
 
 
 def test_intervals_are_those_of_an_obvious_loop(folder):
-    table = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], resamples=400, seed=5)
+    table = compare.compare([f"{folder}:base", f"{folder}:gem"], resamples=400, seed=5)
     assert table.models == ["base", "gem"]
     rows = {row.task: row for row in table.rows}
     items = {}
     for name in table.models:
-        _, place = eval_scores.find(f"{folder}:{name}")
+        _, place = score_files.find(f"{folder}:{name}")
         items[name] = {
             task: json.loads((place.items / f"{task}.json").read_text()) for task in "ABS"
         }
@@ -106,18 +106,16 @@ def test_intervals_are_those_of_an_obvious_loop(folder):
 
 def test_an_interval_of_a_known_gain_holds_it_and_one_of_nothing_holds_zero(folder):
     low, high = (
-        eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 500)
-        .rows[-1]
-        .difference_intervals[0]
+        compare.compare([f"{folder}:base", f"{folder}:gem"], 500).rows[-1].difference_intervals[0]
     )
     assert low < high
-    same = eval_compare.compare([f"{folder}:gem", f"{folder}:gem"], 200)
+    same = compare.compare([f"{folder}:gem", f"{folder}:gem"], 200)
     assert {row.difference_intervals[0] for row in same.rows} == {(0.0, 0.0)}
     assert len(set(same.models)) == 1 or same.models[0] != "gem"
 
 
 def test_the_table_says_how_it_was_made_and_is_written_in_both_forms(folder, tmp_path):
-    table = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 300, 7)
+    table = compare.compare([f"{folder}:base", f"{folder}:gem"], 300, 7)
     text = table.markdown()
     assert "300 bootstrap resamples" in text
     assert "seed 7" in text
@@ -128,18 +126,18 @@ def test_the_table_says_how_it_was_made_and_is_written_in_both_forms(folder, tmp
     told = json.loads((tmp_path / "made" / "table.json").read_text())
     assert (told["resamples"], told["seed"], told["models"]) == (300, 7, ["base", "gem"])
     assert "mmlu_law" in {row["task"] for row in told["rows"]}
-    assert eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 300, 7) == table
-    assert eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 300, 8) != table
+    assert compare.compare([f"{folder}:base", f"{folder}:gem"], 300, 7) == table
+    assert compare.compare([f"{folder}:base", f"{folder}:gem"], 300, 8) != table
 
 
 def test_three_models_are_compared_with_the_first(folder):
     results(folder, "third", 0.5)
     names = [f"{folder}:{name}" for name in ("base", "gem", "third")]
-    table = eval_compare.compare(names, 200)
+    table = compare.compare(names, 200)
     row = table.rows[0]
     assert len(row.differences) == 2
     assert row.differences[1] == pytest.approx(row.scores[2] - row.scores[0])
-    pair = eval_compare.compare([names[0], names[2]], 200).rows[0]
+    pair = compare.compare([names[0], names[2]], 200).rows[0]
     assert pair.difference_intervals[0] == row.difference_intervals[1]
 
 
@@ -147,7 +145,7 @@ def test_what_differs_is_named(folder, tmp_path):
     def refused(match, **changed):
         other = results(tmp_path / "other" / str(len(match)), "gem", 1.0, **changed)
         with pytest.raises(InputError, match=match):
-            eval_compare.compare([f"{folder}:base", str(other)])
+            compare.compare([f"{folder}:base", str(other)])
 
     refused("S: data d1 in base, d2 in gem", sts_data="d2")
     refused("mmlu_anatomy: version 1.0 in base, 2.0 in gem", version=2.0)
@@ -158,24 +156,24 @@ def test_what_differs_is_named(folder, tmp_path):
     told["scores"]["dev"] = told["scores"].pop("test")
     write_json(place / "A.json", told)
     with pytest.raises(InputError, match=r"A: splits \{'test'.*in base, \{'dev'.* in gem"):
-        eval_compare.compare([f"{folder}:base", f"{folder}:gem"])
+        compare.compare([f"{folder}:base", f"{folder}:gem"])
 
 
 def test_what_only_one_has_is_named_and_the_rest_compared(folder, tmp_path):
     results(tmp_path / "other", "gem", 1.0, tasks=("A", "S", "C"))
     other = f"{tmp_path / 'other'}:gem"
-    table = eval_compare.compare([f"{folder}:base", other], 300)
+    table = compare.compare([f"{folder}:base", other], 300)
     named = ["B (main score) only in base", "C (main score) only in gem"]
     assert table.left_out == named
     assert f"Not compared: {'; '.join(named)}." in table.markdown()
-    whole = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 300)
+    whole = compare.compare([f"{folder}:base", f"{folder}:gem"], 300)
     assert whole.left_out == []
     assert "Not compared" not in whole.markdown()
     by_task = {row.task: row for row in whole.rows}
     assert {row.task for row in table.rows} == {*by_task} - {"B"}
     assert table.rows[0].scores[0] == by_task["A"].scores[0]
     assert "mean of 2 mteb tasks" in table.markdown()
-    third = eval_compare.compare([f"{folder}:base", f"{folder}:gem", other], 50)
+    third = compare.compare([f"{folder}:base", f"{folder}:gem", other], 50)
     assert [text.partition(" only in ")[0] for text in third.left_out] == [
         "B (main score)",
         "C (main score)",
@@ -190,7 +188,7 @@ def test_nothing_in_common_is_refused(tmp_path):
             path.unlink()
     names = [f"{tmp_path / name}:{name}" for name in ("base", "gem")]
     with pytest.raises(InputError, match=r"base and gem have no score in common: A \(main score\)"):
-        eval_compare.compare(names)
+        compare.compare(names)
 
 
 def test_the_mean_of_two_tasks_has_an_interval_of_their_items(folder):
@@ -199,10 +197,10 @@ def test_the_mean_of_two_tasks_has_an_interval_of_their_items(folder):
         for path in folder.rglob(f"{task}.json"):
             path.unlink()
     results(folder, "base", 2.0, tasks=("A", "B"))
-    table = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 50)
+    table = compare.compare([f"{folder}:base", f"{folder}:gem"], 50)
     assert [mean.group for mean in table.means] == ["MMLU"], "one task has no mean"
     results(folder, "gem", 1.0, tasks=("A", "B"))
-    table = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 2000)
+    table = compare.compare([f"{folder}:base", f"{folder}:gem"], 2000)
     tasks = [row for row in table.rows if row.group == "mteb"]
     (mean,) = [row for row in table.means if row.group == "mteb"]
     assert len(tasks) == 2
@@ -220,27 +218,27 @@ def test_the_mean_of_two_tasks_has_an_interval_of_their_items(folder):
 
 
 def test_models_in_one_folder_are_told_apart(folder):
-    assert eval_scores.find(f"{folder}:gem")[0] == "gem"
+    assert score_files.find(f"{folder}:gem")[0] == "gem"
     with pytest.raises(InputError, match=r"2 models match .*name one: .*:base, .*:gem"):
-        eval_scores.find(str(folder))
+        score_files.find(str(folder))
     results(folder, "gem", 3.0, revision="b" * 20)
     with pytest.raises(InputError, match=rf"0 models match .*:gem@{'a' * 20}, .*:gem@{'b' * 20}"):
-        eval_scores.find(f"{folder}:gem")
-    label, place = eval_scores.find(f"{folder}:gem@b")
+        score_files.find(f"{folder}:gem")
+    label, place = score_files.find(f"{folder}:gem@b")
     assert place.mteb.name == "b" * 20
     assert label.startswith("gem@b")
     write_json(place.mteb / "experiments" / "x_1" / "A.json", {})
-    assert eval_scores.find(f"{folder}:gem@{'b' * 20}+x_1")[1].mteb.name == "x_1"
+    assert score_files.find(f"{folder}:gem@{'b' * 20}+x_1")[1].mteb.name == "x_1"
     with pytest.raises(InputError, match="is no folder"):
-        eval_scores.find("nowhere:gem")
+        score_files.find("nowhere:gem")
     with pytest.raises(InputError, match="holds no results"):
-        eval_scores.find(str(folder / "lm"))
+        score_files.find(str(folder / "lm"))
 
 
 def test_without_items_there_is_no_interval(folder):
     for path in (folder / "items").rglob("*.json"):
         write_json(path, {})
-    table = eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 100)
+    table = compare.compare([f"{folder}:base", f"{folder}:gem"], 100)
     rows = [row for row in table.rows if row.group == "mteb"]
     assert {(*row.intervals, *row.difference_intervals) for row in rows} == {(None, None, None)}
     mteb, mmlu = table.means
@@ -255,4 +253,4 @@ def test_without_items_there_is_no_interval(folder):
 
 def test_a_seed_below_zero_is_refused(folder):
     with pytest.raises(InputError, match="--seed is -1, it must be 0 or more"):
-        eval_compare.compare([f"{folder}:base", f"{folder}:gem"], 50, -1)
+        compare.compare([f"{folder}:base", f"{folder}:gem"], 50, -1)

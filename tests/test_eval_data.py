@@ -6,7 +6,7 @@ from encode_evaluate_data import write_rows
 from hub_copies import readme
 
 from gem_ds.errors import InputError
-from gem_ds.eval_data import Needed, check_hub, local, table
+from gem_ds.evaluation.task_data import Needed, check_hub, local, table
 
 
 def copy(folder, texts):

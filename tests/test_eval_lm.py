@@ -11,9 +11,9 @@ from hub_copies import SUBJECTS, mmlu
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from gem_ds import eval_lm, eval_results
 from gem_ds.errors import InputError
-from gem_ds.eval_lm import Scorer, Settings
+from gem_ds.evaluation import lm_eval_runner, result_files
+from gem_ds.evaluation.lm_eval_runner import Scorer, Settings
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def here(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tasks(here):
-    return eval_lm.manager(here / "yaml")
+    return lm_eval_runner.manager(here / "yaml")
 
 
 def scorer(here, tasks, export="gem", **settings):
-    return Scorer(eval_results.candidate(here / "exports" / export), tasks, Settings(**settings))
+    return Scorer(result_files.candidate(here / "exports" / export), tasks, Settings(**settings))
 
 
 def test_scores_are_those_of_lm_eval(here, tmp_path):
@@ -42,8 +42,8 @@ def test_scores_are_those_of_lm_eval(here, tmp_path):
 
 
 def test_a_group_with_few_shots_and_a_limit_is_scored_as_by_lm_eval(here, tasks, tmp_path):
-    units = eval_lm.select(tasks, ["small_group"], None)
-    (path,) = eval_lm.run(scorer(here, tasks, num_fewshot=1, limit=7), units, tmp_path)
+    units = lm_eval_runner.select(tasks, ["small_group"], None)
+    (path,) = lm_eval_runner.run(scorer(here, tasks, num_fewshot=1, limit=7), units, tmp_path)
     told = json.loads(path.read_text())
     lm = HFLM(str(here / "exports/gem/model"), device="cpu", dtype="float32", batch_size=8)
     expected = lm_eval.simple_evaluate(
@@ -66,35 +66,37 @@ def test_a_group_with_few_shots_and_a_limit_is_scored_as_by_lm_eval(here, tasks,
 
 
 def test_what_is_there_stays_and_other_settings_are_refused(here, tasks, tmp_path, capsys):
-    units = eval_lm.select(tasks, ["small_choice"], None)
-    (path,) = eval_lm.run(scorer(here, tasks, limit=5), units, tmp_path)
+    units = lm_eval_runner.select(tasks, ["small_choice"], None)
+    (path,) = lm_eval_runner.run(scorer(here, tasks, limit=5), units, tmp_path)
     path.write_text(path.read_text().replace('"acc,none": 0.', '"acc,none": 1.', 1))
     capsys.readouterr()
-    assert eval_lm.run(scorer(here, tasks, limit=5), units, tmp_path) == [path]
+    assert lm_eval_runner.run(scorer(here, tasks, limit=5), units, tmp_path) == [path]
     assert "small_choice: acc 1." in capsys.readouterr().out
     with pytest.raises(InputError, match="limit 5 instead of None"):
-        eval_lm.run(scorer(here, tasks), units, tmp_path)
+        lm_eval_runner.run(scorer(here, tasks), units, tmp_path)
 
 
 def test_a_result_of_data_that_changed_is_refused(here, tasks, tmp_path):
-    units = eval_lm.select(tasks, ["small_choice"], None)
-    eval_lm.run(scorer(here, tasks, limit=5), units, tmp_path)
+    units = lm_eval_runner.select(tasks, ["small_choice"], None)
+    lm_eval_runner.run(scorer(here, tasks, limit=5), units, tmp_path)
     path = here / "yaml" / "test.jsonl"
     before = path.read_text()
     try:
         path.write_text(before.replace("the", "The"))
-        units = eval_lm.select(tasks, ["small_choice"], None)
+        units = lm_eval_runner.select(tasks, ["small_choice"], None)
         with pytest.raises(InputError, match=r"was made with task and data \w{20} instead of"):
-            eval_lm.run(scorer(here, tasks, limit=5), units, tmp_path)
+            lm_eval_runner.run(scorer(here, tasks, limit=5), units, tmp_path)
     finally:
         path.write_text(before)
 
 
 def test_mmlu_is_five_shots_and_each_subject_weighs_the_same(here, tasks, tmp_path):
-    assert len(eval_lm.subjects(tasks)) == 57
-    names = eval_lm.subjects(tasks, SUBJECTS)
-    units = eval_lm.select(tasks, names, here / "hub")
-    paths = eval_lm.run(scorer(here, tasks, num_fewshot=eval_lm.SHOTS), units, tmp_path)
+    assert len(lm_eval_runner.subjects(tasks)) == 57
+    names = lm_eval_runner.subjects(tasks, SUBJECTS)
+    units = lm_eval_runner.select(tasks, names, here / "hub")
+    paths = lm_eval_runner.run(
+        scorer(here, tasks, num_fewshot=lm_eval_runner.SHOTS), units, tmp_path
+    )
     kept = [json.loads(path.read_text())["tasks"] for path in paths]
     accuracies = []
     for name, told in zip(names, kept, strict=True):
@@ -102,12 +104,12 @@ def test_mmlu_is_five_shots_and_each_subject_weighs_the_same(here, tasks, tmp_pa
         items = told[name]["items"]["acc,none"]
         assert len(items) == told[name]["n"] == {"anatomy": 6, "astronomy": 11}[name[5:]]
         accuracies.append(sum(items.values()) / len(items))
-    assert eval_lm.macro_average(paths) == pytest.approx(sum(accuracies) / 2)
+    assert lm_eval_runner.macro_average(paths) == pytest.approx(sum(accuracies) / 2)
     assert accuracies[0] != accuracies[1]
 
 
 def test_mmlu_from_a_folder_is_what_lm_eval_reads_there(here, tasks):
-    (unit,) = eval_lm.select(tasks, ["mmlu_anatomy"], here / "hub")
+    (unit,) = lm_eval_runner.select(tasks, ["mmlu_anatomy"], here / "hub")
     (task,) = tasks.load([unit.spec])["tasks"].values()
     assert Path(task.config.dataset_path).resolve() == (here / "hub" / "cais" / "mmlu").resolve()
     assert task.config.description.endswith("about anatomy.\n\n")
@@ -116,14 +118,14 @@ def test_mmlu_from_a_folder_is_what_lm_eval_reads_there(here, tasks):
 
 
 def test_a_tag_is_its_tasks_and_unknown_names_are_refused(here, tasks):
-    names = [unit.name for unit in eval_lm.select(tasks, ["mmlu_stem_tasks"], here / "hub")]
+    names = [unit.name for unit in lm_eval_runner.select(tasks, ["mmlu_stem_tasks"], here / "hub")]
     assert "mmlu_anatomy" in names
     assert len(names) == 19
     with pytest.raises(InputError, match="no task 'small_choise'"):
-        eval_lm.select(tasks, ["small_choise"], None)
+        lm_eval_runner.select(tasks, ["small_choise"], None)
     with pytest.raises(InputError, match="poetry is no subject of MMLU; these are: abstract_alg"):
-        eval_lm.subjects(tasks, ["poetry"])
+        lm_eval_runner.subjects(tasks, ["poetry"])
     with pytest.raises(InputError, match="is no folder"):
-        eval_lm.manager(here / "nowhere")
+        lm_eval_runner.manager(here / "nowhere")
     with pytest.raises(InputError, match="only embeds"):
-        Scorer(eval_results.candidate(here / "exports/full/model-embed"), tasks, Settings())
+        Scorer(result_files.candidate(here / "exports/full/model-embed"), tasks, Settings())

@@ -19,10 +19,10 @@ from runs import ROOT
 from scipy.stats import spearmanr
 from torch.utils.data import DataLoader
 
-from gem_ds import eval_mteb, eval_results, eval_tasks
-from gem_ds.encode import Encoder
 from gem_ds.errors import InputError
-from gem_ds.eval_mteb import Cache, Gem, Settings
+from gem_ds.evaluation import mteb_runner, mteb_tasks, result_files
+from gem_ds.evaluation.mteb_runner import Cache, Gem, Settings
+from gem_ds.inference.encoder import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def here(tmp_path_factory):
 
 
 def score(here, output, *names, export="gem", **settings):
-    model = eval_results.candidate(here / "exports" / export)
-    tasks = eval_tasks.select(names, here / "data")
-    eval_mteb.run(model, tasks, output, Settings(**settings))
+    model = result_files.candidate(here / "exports" / export)
+    tasks = mteb_tasks.select(names, here / "data")
+    mteb_runner.run(model, tasks, output, Settings(**settings))
     return output / "results" / model.place
 
 
@@ -66,10 +66,10 @@ def test_an_adapter_at_eight_summary_tokens_and_mteb_agree_on_what_its_vectors_a
 
 
 def test_prompts_and_cuts_reach_the_encoder_and_keep_results_apart(here, tmp_path):
-    (sts,) = eval_tasks.select(["SmallSTS"], here / "data")
-    (search,) = eval_tasks.select(["SmallRetrieval"], here / "data")
+    (sts,) = mteb_tasks.select(["SmallSTS"], here / "data")
+    (search,) = mteb_tasks.select(["SmallRetrieval"], here / "data")
     prompts = {"SmallSTS": "the ", "Retrieval-query": "rain: ", "query": "snow: "}
-    tested = eval_results.candidate(here / "exports" / "gem")
+    tested = result_files.candidate(here / "exports" / "gem")
     model = Gem(tested, Settings(prompts=prompts, truncate_dim=8))
     plain = Encoder.from_pretrained(tested.folder)
     query = mteb.types.PromptType.query
@@ -87,21 +87,21 @@ def test_prompts_and_cuts_reach_the_encoder_and_keep_results_apart(here, tmp_pat
     (apart,) = (with_prompt / "experiments").glob("*/SmallSTS.json")
     assert main_score(apart) != main_score(without / "SmallSTS.json")
     # SentenceTransformers' folder embeds with the same prompt.
-    stock = eval_results.candidate(here / "exports" / "full" / "model-embed")
+    stock = result_files.candidate(here / "exports" / "full" / "model-embed")
     embedded = encode(Gem(stock, Settings(prompts=prompts)), ["wind"], sts)
     own = Encoder.from_pretrained(here / "exports" / "full").encode(["the wind"])
     assert (embedded * own).sum() > 0.9999
 
 
 def test_prompts_of_nothing_are_refused(here, tmp_path):
-    tasks = eval_tasks.select(["SmallSTS"], here / "data")
+    tasks = mteb_tasks.select(["SmallSTS"], here / "data")
     path = tmp_path / "prompts.json"
     path.write_text('{"SmallSTS-query": "a", "STS17": "b", "document": "c"}')
-    assert len(eval_mteb.read_prompts(path, tasks)) == 3
+    assert len(mteb_runner.read_prompts(path, tasks)) == 3
     for wrong in ('{"Nothing": "a"}', '{"STS": 3}', "[]", "{"):
         path.write_text(wrong)
         with pytest.raises(InputError, match="holds no prompts"):
-            eval_mteb.read_prompts(path, tasks)
+            mteb_runner.read_prompts(path, tasks)
 
 
 def test_a_finished_task_is_not_run_again_and_a_changed_one_is(here, tmp_path):
@@ -155,7 +155,7 @@ def test_the_papers_tasks_from_copies_of_their_datasets(here, tmp_path):
     (tmp_path / "exports").symlink_to(here / "exports")
     folder = score(tmp_path, tmp_path / "out", "gem16", export="full")
     names = {path.stem for path in folder.glob("*.json")} - {"model_meta"}
-    assert names == set(eval_tasks.GEM16)
+    assert names == set(mteb_tasks.GEM16)
     told = json.loads((folder / "STS17.json").read_text())
     assert [entry["hf_subset"] for entry in told["scores"]["test"]] == ["en-en"]
     assert told["dataset_revision"].startswith("local-"), "not the hub's"
@@ -177,9 +177,9 @@ def test_killed_at_any_moment_every_file_is_whole_and_the_same_command_ends_it(h
     made = first.stat().st_mtime_ns
     for path in tmp_path.rglob("*.json"):
         json.loads(path.read_text())
-    model = eval_results.candidate(here / "exports" / "full")
-    tasks = eval_tasks.select(["SmallSTS", "SmallPairs", "SmallRetrieval"], here / "data")
-    eval_mteb.run(model, tasks, tmp_path, Settings())
+    model = result_files.candidate(here / "exports" / "full")
+    tasks = mteb_tasks.select(["SmallSTS", "SmallPairs", "SmallRetrieval"], here / "data")
+    mteb_runner.run(model, tasks, tmp_path, Settings())
     assert len(list(tmp_path.glob("results/*/*/Small*.json"))) == 3
     assert first.stat().st_mtime_ns == made
 
@@ -187,7 +187,7 @@ def test_killed_at_any_moment_every_file_is_whole_and_the_same_command_ends_it(h
 def test_several_jobs_write_one_cache(here, tmp_path):
     """Each adds lines to the same file of settings; none is lost."""
     folder = score(here, tmp_path, "SmallSTS")
-    cache, model = Cache(tmp_path), Gem(eval_results.candidate(here / "exports/gem"), Settings())
+    cache, model = Cache(tmp_path), Gem(result_files.candidate(here / "exports/gem"), Settings())
     result = cache.load_task_result("SmallSTS", model.mteb_model_meta)
     children = []
     for n in range(4):

@@ -8,10 +8,11 @@ import torch
 from encode_evaluate_data import tiny_export
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from gem_ds import eval_reconstruct, eval_results, tokenization
-from gem_ds.encode import Encoder
+from gem_ds.corpus import tokenization
 from gem_ds.errors import InputError
-from gem_ds.gem_config import read_gem_config
+from gem_ds.evaluation import reconstruction, result_files
+from gem_ds.export.gem_config import read_gem_config
+from gem_ds.inference.encoder import Encoder
 
 TEXTS = ["the rain of snow by the wind", "salt near the oven and a knife was cold", "a map"]
 
@@ -20,7 +21,7 @@ TEXTS = ["the rain of snow by the wind", "salt near the oven and a knife was col
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     adapted = request.param == "adapted"
-    return eval_results.candidate(tiny_export(folder / "m", k=3 if adapted else 1, adapter=adapted))
+    return result_files.candidate(tiny_export(folder / "m", k=3 if adapted else 1, adapter=adapted))
 
 
 def slowly(model, text, n):
@@ -31,7 +32,7 @@ def slowly(model, text, n):
     ids = tokenization.encode(vocab, [text])[0][:n]
     m, k = 1 + len(ids), len(gem.summary_tokens)
     encoder = Encoder.from_pretrained(model.folder)
-    from gem_ds.encode import stream
+    from gem_ds.inference.encoder import stream
 
     document = np.array([vocab.bos_token_id, *ids, *gem.summary_tokens], dtype=np.int32)
     cache = DynamicCache()
@@ -60,7 +61,7 @@ def slowly(model, text, n):
 def test_shares_are_those_of_the_slow_way(model, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
-    found = eval_reconstruct.run(model, path, tmp_path / "out", [3, 5], "body")
+    found = reconstruction.run(model, path, tmp_path / "out", [3, 5], "body")
     for n in (3, 5):
         vocab = tokenization.load(model.folder / "model")
         texts = [t for t in TEXTS if len(tokenization.encode(vocab, [t])[0]) >= n]
@@ -80,9 +81,9 @@ def test_shares_are_those_of_the_slow_way(model, tmp_path):
 
 def test_what_is_written_is_what_the_slow_way_writes(model):
     """The shares of a random model are nearly all 0, so the tokens themselves are compared."""
-    from gem_ds import evaluate
+    from gem_ds.evaluation import evaluate
 
-    (reader, writer), vocab, gem = eval_reconstruct._load(model, 5)
+    (reader, writer), vocab, gem = reconstruction._load(model, 5)
     for text in TEXTS[:2]:
         own, written = evaluate.written_back(
             reader, writer, vocab, gem.summary_tokens, [text], 5, gem.summary_attention
@@ -93,10 +94,10 @@ def test_what_is_written_is_what_the_slow_way_writes(model):
 def test_lengths_that_are_there_are_read_and_others_added(model, tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("\n\n".join(TEXTS))
-    eval_reconstruct.run(model, path, tmp_path / "out", [3])
+    reconstruction.run(model, path, tmp_path / "out", [3])
     (kept,) = (tmp_path / "out").rglob("*.json")
     kept.write_text(kept.read_text().replace('"texts": ', '"texts": 100', 1))
-    found = eval_reconstruct.run(model, path, tmp_path / "out", [3, 4])
+    found = reconstruction.run(model, path, tmp_path / "out", [3, 4])
     assert found["3"]["texts"] > 1000 > found["4"]["texts"]
     assert [*(tmp_path / "out").rglob("*.json")] == [kept]
 
@@ -105,11 +106,11 @@ def test_lengths_that_nothing_has_are_refused(model, tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text(TEXTS[0])
     with pytest.raises(InputError, match="no text has 90 tokens"):
-        eval_reconstruct.run(model, path, tmp_path / "out", [90])
+        reconstruction.run(model, path, tmp_path / "out", [90])
     with pytest.raises(InputError, match="has 256 positions; give shorter --lengths"):
-        eval_reconstruct.run(model, path, tmp_path / "out", [128])
+        reconstruction.run(model, path, tmp_path / "out", [128])
 
 
 def test_overlap_counts_a_token_as_often_as_it_is_there():
     own, written = np.array([1, 1, 2, 3]), np.array([1, 2, 2, 9])
-    assert eval_reconstruct._overlap(own, written) == 0.5
+    assert reconstruction._overlap(own, written) == 0.5

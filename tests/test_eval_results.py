@@ -8,7 +8,7 @@ from encode_evaluate_data import tiny_export
 from exports import unseal
 
 from gem_ds.errors import InputError
-from gem_ds.eval_results import candidate, run_each, share_of, write_json
+from gem_ds.evaluation.result_files import candidate, run_each, share_of, write_json
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from encode_evaluate_data import local_tasks, write_rows
 from hub_copies import gem16
 
-from gem_ds import eval_tasks
 from gem_ds.errors import InputError
-from gem_ds.eval_tasks import FORMS, GEM16, own_task, select
+from gem_ds.evaluation import mteb_tasks
+from gem_ds.evaluation.mteb_tasks import FORMS, GEM16, own_task, select
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_papers_sixteen_are_in_mtebs_registry_in_english(tmp_path):
 
 
 def test_the_set_of_the_second_benchmark_is_all_of_it():
-    names = {task.metadata.name for task in eval_tasks._set("eng-v2")}
+    names = {task.metadata.name for task in mteb_tasks._set("eng-v2")}
     assert names == {task.metadata.name for task in mteb.get_benchmark("MTEB(eng, v2)").tasks}
     assert len(names) == 41
 

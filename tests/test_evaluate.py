@@ -11,9 +11,10 @@ from exports import TEXTS, tiny
 from sklearn.metrics import ndcg_score
 from transformers import AutoTokenizer
 
-from gem_ds import evaluate, tokenization
+from gem_ds.corpus import tokenization
 from gem_ds.errors import InputError
-from gem_ds.memories import compress, continue_greedily
+from gem_ds.evaluation import evaluate
+from gem_ds.inference.memories import compress, continue_greedily
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])

@@ -1,4 +1,5 @@
-"""gem_ds.expected: the micro-batch of a plan, against those of the trainer on shards like it."""
+"""gem_ds.planning.expected_batch: the micro-batch of a plan, against those of the trainer on shards
+like it."""
 
 from dataclasses import replace
 
@@ -8,14 +9,16 @@ from helpers import write_file
 from layouts import bounds_from
 from runs import random_shards
 
-from gem_ds import expected, flops, layout
-from gem_ds.batches import BatchOptions, make_batch
-from gem_ds.documents import CONTINUATION, KINDS, PLAIN
+from gem_ds import layout
 from gem_ds.errors import InputError
-from gem_ds.expected import Data, Views
-from gem_ds.manifest import Manifest
-from gem_ds.positives import PositiveOptions
-from gem_ds.shards import Row, Shards
+from gem_ds.model import flops
+from gem_ds.model.batch import BatchOptions, make_batch
+from gem_ds.model.positives import PositiveOptions
+from gem_ds.planning import expected_batch
+from gem_ds.planning.expected_batch import Data, Views
+from gem_ds.shards.dataset import Row, Shards
+from gem_ds.shards.documents import CONTINUATION, KINDS, PLAIN
+from gem_ds.shards.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_it_is_as_large_as_real_ones(shards, positives, frozen, targets, views):
         make_batch([shards.read(i) for i in ids], ids, options, targets, views)
         for ids in np.arange(64).reshape(8, 8).tolist()
     ]
-    found = expected.stream(
+    found = expected_batch.stream(
         Data.of(manifest), Views((positives,)), 8, targets, views, frozen_text=frozen
     )
     means = {
@@ -90,11 +93,11 @@ def test_it_is_as_large_as_real_ones(shards, positives, frozen, targets, views):
 
 
 def test_targets_are_those_of_the_layout():
-    found = expected.stream(Data(256, 40, 0.5, 3), Views(), 2, True, False)
+    found = expected_batch.stream(Data(256, 40, 0.5, 3), Views(), 2, True, False)
     n = layout.n_targets(found.rows)
     assert found.n_targets == n
     assert len(found.rows) == round(2 * 256 / 40)
-    frozen = expected.stream(Data(256, 40, 0.5, 3), Views(), 2, True, False, frozen_text=True)
+    frozen = expected_batch.stream(Data(256, 40, 0.5, 3), Views(), 2, True, False, frozen_text=True)
     ids = np.zeros(int(frozen.rows[-1, layout.END]), dtype=np.int32)
     after = layout.after_text(frozen.rows)
     assert frozen.n_targets == (layout.targets(ids, frozen.rows)[after] >= 0).sum()
@@ -102,8 +105,8 @@ def test_targets_are_those_of_the_layout():
 
 def test_a_base_keeps_the_rows_where_there_are_no_targets():
     data = Data(256, 64, 0.2, 2)
-    without = expected.stream(data, Views(), 1, False, True)
-    held = expected.stream(data, Views(), 1, False, True, with_reference=True)
+    without = expected_batch.stream(data, Views(), 1, False, True)
+    held = expected_batch.stream(data, Views(), 1, False, True, with_reference=True)
     assert len(without.rows) == 0
     assert held.rows[-1, layout.END] == 256
     assert flops.count(held.bounds, 0, reference_D4=held.rows).reference > 200

@@ -19,11 +19,11 @@ from sentence_transformers import SentenceTransformer
 from several_runs import several_runs
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from gem_ds import export, export_embed
-from gem_ds.checkpoint import load_weights
-from gem_ds.encode import Encoder
+from gem_ds.checkpoints.checkpoint import load_weights
 from gem_ds.errors import InputError
-from gem_ds.gem_config import read_gem_config
+from gem_ds.export import export, sentence_transformers_folder
+from gem_ds.export.gem_config import read_gem_config
+from gem_ds.inference.encoder import Encoder
 
 FAMILIES = ["llama", "llama-tied", "qwen3", "gemma3"]
 IDS = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -220,7 +220,7 @@ def test_without_hard_links_the_weights_are_copied(
 
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "a").write_text("weights")
-    export_embed.link(tmp_path / "a", tmp_path / "b")
+    sentence_transformers_folder.link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "weights"
 
 

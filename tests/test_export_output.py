@@ -10,12 +10,13 @@ import pytest
 from exports import export_tiny
 from helpers import small_disk
 
-from gem_ds import GemModel, export_output
+from gem_ds import GemModel
 from gem_ds.errors import InputError
+from gem_ds.export import output_folder
 
 
 def built(place: Path) -> None:
-    with export_output.building(export_output.check(place)) as folder:
+    with output_folder.building(output_folder.check(place)) as folder:
         for name in ("model", "adapter"):
             (folder / name).mkdir()
             (folder / name / "x").write_text(folder.name)
@@ -69,21 +70,21 @@ def test_a_mount_is_written_into(tmp_path: Path) -> None:
 def test_what_cannot_be_replaced_is_refused(tmp_path: Path, make, name, message) -> None:
     make(tmp_path / "out")
     with pytest.raises(InputError, match=message):
-        export_output.check(tmp_path / "out" / name, tmp_path / "out" / "run")
+        output_folder.check(tmp_path / "out" / name, tmp_path / "out" / "run")
 
 
 def test_a_disk_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1) as disk:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         with pytest.raises(InputError, match=f"{disk} cannot be written"):
-            export_output.check(disk / "new" / "out")
+            output_folder.check(disk / "new" / "out")
 
 
 def test_what_killed_exports_left_is_removed(tmp_path: Path) -> None:
     """Of other machines, and of processes that live, it stays."""
     code = (
-        "import sys, time; from pathlib import Path; from gem_ds import export_output\n"
-        "with export_output.building(Path(sys.argv[1])) as f: print(f, flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from gem_ds.export import output_folder\n"
+        "with output_folder.building(Path(sys.argv[1])) as f: print(f, flush=True); time.sleep(60)"
     )
     (tmp_path / "inside").mkdir()
     for name in ("new", "inside"):
@@ -94,14 +95,14 @@ def test_what_killed_exports_left_is_removed(tmp_path: Path) -> None:
         left = Path(process.stdout.readline().strip()).parent
         assert left.is_dir()
         if name == "new":
-            export_output.check(tmp_path / name)
+            output_folder.check(tmp_path / name)
             assert left.is_dir(), "its process lives"
         process.send_signal(signal.SIGKILL)
         process.communicate()
         other = left.with_name(left.name.replace(socket.gethostname(), "elsewhere"))
         if name == "new":
             other.mkdir()
-        export_output.check(tmp_path / name)
+        output_folder.check(tmp_path / name)
         assert not left.exists()
         assert other.exists() == (name == "new")
 

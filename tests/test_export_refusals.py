@@ -8,9 +8,9 @@ import pytest
 import torch
 from exports import export_tiny, gem_config, run_tokenizer, tiny
 
-from gem_ds import export, export_embed
 from gem_ds.errors import InputError
-from gem_ds.gem_config import read_gem_config
+from gem_ds.export import export, sentence_transformers_folder
+from gem_ds.export.gem_config import read_gem_config
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_failing_export_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_embed, "write", full)
+    monkeypatch.setattr(sentence_transformers_folder, "write", full)
     with pytest.raises(InputError, match=r"could not be written \(No space"):
         export_tiny(tokenizer_dir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]

@@ -12,9 +12,9 @@ from models import FAMILIES, tiny_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import export_weights
 from gem_ds.errors import InputError
-from gem_ds.lazy import Lazy
+from gem_ds.export import weights_writer
+from gem_ds.model.lazy_tensors import Lazy
 
 MIXTURES = {
     "mixtral": {"num_local_experts": 3},
@@ -28,7 +28,7 @@ def written(folder: Path, lm: Any, shard_bytes: int, weights: Any = None) -> Non
         empty = AutoModelForCausalLM.from_config(lm.config, dtype=torch.float32)
     state = {n: t for n, t in lm.state_dict().items() if n not in lm.all_tied_weights_keys}
     lm.config.save_pretrained(folder)
-    export_weights.write(folder, weights or state, empty, torch.float32, shard_bytes)
+    weights_writer.write(folder, weights or state, empty, torch.float32, shard_bytes)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])

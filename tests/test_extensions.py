@@ -1,4 +1,5 @@
-"""gem_ds.extensions: a lock that a killed process left keeps no start waiting in silence."""
+"""gem_ds.training.extensions: a lock that a killed process left keeps no start waiting in
+silence."""
 
 import threading
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from gem_ds.extensions import warning_of_locks
+from gem_ds.training.extensions import warning_of_locks
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import FAMILIES, MIXED, WINDOW, hidden_states, tiny_model
 
-from gem_ds.attention import attach, choose
+from gem_ds.attention.registry import attach, choose
 from gem_ds.layout import END, START
 
 ON_DENSE = [name for name in FAMILIES if name.startswith(("gemma2", "gpt_oss"))]

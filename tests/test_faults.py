@@ -24,12 +24,12 @@ from helpers import small_disk
 from processes import until
 from runs import ROOT, command, fp32, llama_config, random_shards, train
 
-from gem_ds.checkpoint import damage, find, found
-from gem_ds.config import TrainConfig
+from gem_ds.checkpoints.checkpoint import damage, find, found
 from gem_ds.errors import STOPPED, InputError
-from gem_ds.metrics import FILE
-from gem_ds.rehearsal import memory_advice
-from gem_ds.watchdog import FOLDER
+from gem_ds.training.config import TrainConfig
+from gem_ds.training.dry_run import memory_advice
+from gem_ds.training.monitoring import FILE
+from gem_ds.training.watchdog import FOLDER
 
 
 @pytest.fixture(scope="module")

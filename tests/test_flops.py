@@ -1,4 +1,4 @@
-"""gem_ds.flops: pairs against the mask, operations against PyTorch's own counter."""
+"""gem_ds.model.flops: pairs against the mask, operations against PyTorch's own counter."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,12 @@ from models import MIXED, tiny_model
 from runs import random_row
 from torch.utils.flop_counter import FlopCounterMode
 
-from gem_ds import flops, layout, masks, shapes
-from gem_ds.attention import attach, make_plan
-from gem_ds.cross_entropy import NextTokenLoss
-from gem_ds.forward import Shaping
+from gem_ds import layout
+from gem_ds.attention import masks
+from gem_ds.attention.forward import Shaping
+from gem_ds.attention.registry import attach, make_plan
+from gem_ds.model import architecture, flops
+from gem_ds.model.cross_entropy import NextTokenLoss
 
 
 def layouts(k):
@@ -63,7 +65,7 @@ def test_operations_are_those_that_pytorch_counts(lm):
     """With dense attention, which computes all pairs of the stream: so all pairs are given here."""
     bounds = bounds_from([(7, 1, 8), (9, 0, 0)])
     n = int(bounds[-1, layout.END])
-    shape = shapes.of_config(lm.config.to_dict(), "tiny")
+    shape = architecture.of_config(lm.config.to_dict(), "tiny")
     ids = torch.randint(64, (1, n))
 
     def hidden():
@@ -88,7 +90,7 @@ def test_operations_are_those_that_pytorch_counts(lm):
 
 
 def test_operations_of_a_frozen_base_with_adapters(lm):
-    shape = shapes.of_config(lm.config.to_dict(), "tiny")
+    shape = architecture.of_config(lm.config.to_dict(), "tiny")
     counts = flops.StreamCounts(tokens=10, pairs=50, targets=0, summary=4, first_tokens=20)
     summary = flops.of_stream(shape, counts, "summary", 8).model
     everywhere = flops.of_stream(shape, counts, "everywhere", 8).model
@@ -100,7 +102,7 @@ def test_operations_of_a_frozen_base_with_adapters(lm):
 
 
 def test_a_base_costs_its_forward_pass_and_both_heads():
-    shape = shapes.BUILT_IN["llama3.2-1b"]
+    shape = architecture.BUILT_IN["llama3.2-1b"]
     alone = flops.StreamCounts(100, 5000, 10)
     held = flops.StreamCounts(100, 5000, 10, reference=80, reference_pairs=3000)
     one, both = (flops.of_stream(shape, counts) for counts in (alone, held))
@@ -112,7 +114,7 @@ def test_a_base_costs_its_forward_pass_and_both_heads():
 
 
 def test_six_operations_a_parameter_and_token_without_attention():
-    shape = shapes.BUILT_IN["llama3.1-8b"]
+    shape = architecture.BUILT_IN["llama3.1-8b"]
     found = flops.of_stream(shape, flops.StreamCounts(1000, 0, 1000)).model
     matrices = shape.layer_matrices + shape.embedding.numel
     assert found == 6 * matrices * 1000

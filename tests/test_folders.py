@@ -10,9 +10,9 @@ import pyarrow.feather
 import pytest
 from reading import texts
 
-from gem_ds import inputs
 from gem_ds.errors import InputError
-from gem_ds.folders import LeftOut
+from gem_ds.inputs import discovery
+from gem_ds.inputs.folders import LeftOut
 
 LINE = b'{"text": "a"}\n{"text": "b"}\n'
 
@@ -31,7 +31,7 @@ def save(folder: Path, *names: str, content: bytes = LINE) -> None:
 
 
 def find(name: str, output: str = "") -> list[str]:
-    return [Path(item.path).name for item in inputs.find([name], output=output)]
+    return [Path(item.path).name for item in discovery.find([name], output=output)]
 
 
 def test_all_that_can_be_read_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +42,7 @@ def test_all_that_can_be_read_is_taken(folder: Path, capsys: pytest.CaptureFixtu
     pyarrow.feather.write_feather(table, folder / "g.feather")
     with pa.ipc.new_stream(folder / "h.arrow", table.schema) as stream:
         stream.write_table(table)
-    found = inputs.find([str(folder)])
+    found = discovery.find([str(folder)])
     assert texts(found) == ["a", "b"] * 9
     assert not capsys.readouterr().err
 
@@ -110,8 +110,8 @@ def test_a_saved_dataset_in_a_folder_is_a_dataset(folder: Path) -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"]})
     rows.select([2, 0]).save_to_disk(folder / "saved")
     save(folder, "x.jsonl")
-    found = inputs.find(["data"])
-    assert [item.format for item in found] == [inputs.SAVED, inputs.JSONL]
+    found = discovery.find(["data"])
+    assert [item.format for item in found] == [discovery.SAVED, discovery.JSONL]
     assert texts(found) == ["c", "a", "a", "b"]
 
 
@@ -137,10 +137,10 @@ def test_a_zip_file_is_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]
             archive.writestr("__MACOSX/._c.jsonl", b"x")
             archive.writestr("b/t.parquet", b"PAR1")
             archive.mkdir("empty")
-        found = inputs.find(["data"])
+        found = discovery.find(["data"])
         assert texts(found) == ["a", "b"] * 2
-        assert found == inputs.find(["data/a.ZIP"])
-        assert all(inputs.unchanged(item) for item in found)
+        assert found == discovery.find(["data/a.ZIP"])
+        assert all(discovery.unchanged(item) for item in found)
         told = capsys.readouterr().err
         assert "t.parquet" in told
         assert "._c.jsonl" in told
@@ -148,7 +148,7 @@ def test_a_zip_file_is_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]
         with zipfile.ZipFile(folder / "a.ZIP", "w", method) as archive:
             archive.writestr("b/c.jsonl", LINE + LINE)
             archive.writestr("a.csv.bz2", bz2.compress(b"text\na\nb\n"))
-        assert [inputs.unchanged(item) for item in found] == [True, False]
+        assert [discovery.unchanged(item) for item in found] == [True, False]
 
 
 def test_zip_files_that_cannot_be_read(folder: Path) -> None:
@@ -160,14 +160,14 @@ def test_zip_files_that_cannot_be_read(folder: Path) -> None:
     whole = (folder / "a.zip").read_bytes()
     (folder / "a.zip").write_bytes(whole.replace(b'"b"', b'"x"'))
     with pytest.raises(InputError, match=r"a\.zip is damaged or cut short .*Bad CRC"):
-        texts(inputs.find(["data/a.zip"]))
+        texts(discovery.find(["data/a.zip"]))
     local, central = whole.index(b"PK\3\4") + 6, whole.index(b"PK\1\2") + 8
     locked = bytearray(whole)
     locked[local] |= 1
     locked[central] |= 1
     (folder / "a.zip").write_bytes(locked)
     with pytest.raises(InputError, match=r"is encrypted; unpack .*a\.zip"):
-        texts(inputs.find(["data/a.zip"]))
+        texts(discovery.find(["data/a.zip"]))
     zipfile.ZipFile(folder / "empty.zip", "w").close()
     with pytest.raises(InputError, match=r"empty\.zip holds no corpus file"):
         find("data/empty.zip")

@@ -13,10 +13,12 @@ from runs import random_base, small_llama
 from test_steps import assert_same, one_step
 from torch._dynamo.utils import counters
 
-from gem_ds import attention, forward, fusing, layout
-from gem_ds.config import TrainConfig
+from gem_ds import layout
+from gem_ds.attention import forward, registry
 from gem_ds.errors import InputError
-from gem_ds.recompute import Recompute
+from gem_ds.model import layer_options
+from gem_ds.model.recompute import Recompute
+from gem_ds.training.config import TrainConfig
 
 # Of one process in which one run comes after the other: a norm and an MLP that are trained, of a
 # frozen base, with adapters and without gradients; sizes of 0 and 1 apart.
@@ -53,9 +55,9 @@ def test_compiled_parts_give_the_same_losses_and_gradients(made):
 def test_one_graph_serves_all_layers_and_lengths(family):
     plain, compiled = tiny_model(family).train(), tiny_model(family).train()
     for lm in (plain, compiled):
-        attention.attach(lm)
+        registry.attach(lm)
         Recompute().apply(lm)
-    assert len(fusing.compile_parts(compiled)) == {"qwen3": 10, "phi3": 6}[family]
+    assert len(layer_options.compile_parts(compiled)) == {"qwen3": 10, "phi3": 6}[family]
     before = counters["stats"]["unique_graphs"]
     for documents in ([(7, 1, 6), (9, 0, 0)], [(17, 1, 6), (4, 1, 10)], [(70, 1, 6)]):
         bounds = bounds_from(documents)
@@ -67,8 +69,8 @@ def test_one_graph_serves_all_layers_and_lengths(family):
 
 def test_a_compiler_that_is_missing_is_named(tmp_path):
     code = (
-        "import torch; from gem_ds import errors, fusing; "
-        "errors.run(lambda: fusing.check(True, False, torch.device('cpu')))"
+        "import torch; from gem_ds import errors; from gem_ds.model import layer_options; "
+        "errors.run(lambda: layer_options.check(True, False, torch.device('cpu')))"
     )
     without = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
@@ -81,10 +83,10 @@ def test_a_compiler_that_is_missing_is_named(tmp_path):
 
 def test_what_liger_needs_is_named():
     with pytest.raises(InputError, match="run on a GPU, not on the cpu; leave it out"):
-        fusing.check(False, True, torch.device("cpu"))
+        layer_options.check(False, True, torch.device("cpu"))
     if importlib.util.find_spec("liger_kernel") is None:
         with pytest.raises(InputError, match=r"not installed; pip install 'gem_ds\[liger\]'"):
-            fusing.check(False, True, torch.device("cuda"))
+            layer_options.check(False, True, torch.device("cuda"))
 
 
 def of_a_step(lm, bounds, backend="sdpa"):
@@ -92,7 +94,7 @@ def of_a_step(lm, bounds, backend="sdpa"):
     n = int(bounds[-1, -1])
     ids = torch.randint(64, (1, n), generator=torch.Generator().manual_seed(n)).to(lm.device)
     places = torch.from_numpy(layout.positions(bounds))[None].to(lm.device)
-    plan = attention.make_plan(bounds, backend, device=lm.device)
+    plan = registry.make_plan(bounds, backend, device=lm.device)
     states = forward.hidden_states(lm, places, plan, input_ids=ids).float()
     lm.zero_grad()
     (states * torch.linspace(-1, 1, states.shape[-1], device=lm.device)).pow(2).sum().backward()
@@ -106,7 +108,7 @@ def test_a_gpus_kernels_are_as_near_to_fp32_as_plain_ones(family, way):
     device = torch.device("cuda")
     if way == "liger" and importlib.util.find_spec("liger_kernel") is None:
         pytest.skip("liger-kernel is not installed")
-    fusing.check(way == "compile", way == "liger", device)
+    layer_options.check(way == "compile", way == "liger", device)
     of = {}
     for name, dtype in {
         "exact": torch.float32,
@@ -114,11 +116,11 @@ def test_a_gpus_kernels_are_as_near_to_fp32_as_plain_ones(family, way):
         way: torch.bfloat16,
     }.items():
         lm = tiny_model(family, hidden_size=64, head_dim=16).train().to(device, dtype)
-        attention.attach(lm)
+        registry.attach(lm)
         if name == "compile":
-            fusing.compile_parts(lm)
+            layer_options.compile_parts(lm)
         if name == "liger":
-            fusing.apply_liger(lm)
+            layer_options.apply_liger(lm)
         bounds = bounds_from([(70, 2, 60), (30, 0, 0), (5, 2, 9)])
         of[name] = of_a_step(lm, bounds, "dense")
     for x in ("states", "grad"):

@@ -1,4 +1,5 @@
-"""gem_ds.gathering and gem_ds.visits: what DeepSpeed's coordinator does, in cases told by hand.
+"""gem_ds.planning.gathering and gem_ds.planning.zero3_trace: what DeepSpeed's coordinator does, in
+cases told by hand.
 
 That it is what DeepSpeed itself does is counted by benchmarks/communication.py, see
 tests/test_communication.py.
@@ -9,12 +10,13 @@ from dataclasses import replace
 
 import pytest
 
-from gem_ds import gathering, shapes
-from gem_ds.visits import BaseTrace, Trace, Trained, Visit
-from gem_ds.zero import Zero
+from gem_ds.model import architecture
+from gem_ds.planning import gathering
+from gem_ds.planning.zero3_trace import BaseTrace, Trace, Trained, Visit
+from gem_ds.planning.zero_settings import Zero
 
 SHAPE = replace(
-    shapes.BUILT_IN["llama3.1-8b"],
+    architecture.BUILT_IN["llama3.1-8b"],
     hidden=128,
     layers=4,
     heads=4,
@@ -66,7 +68,7 @@ def test_what_is_not_kept_is_gathered_for_every_use(every):
 
 def test_a_large_model_gathers_a_layer_for_each_pass():
     """Prefetching runs ahead until as much is whole as may be, which is what the peak comes to."""
-    trace = Trace(shapes.BUILT_IN["llama3.1-8b"], Trained())
+    trace = Trace(architecture.BUILT_IN["llama3.1-8b"], Trained())
     zero = Zero(persistence=2**20, prefetch_bucket=15_000_000)
     found = gathering.micro_batch(trace, zero)
     gathered = sum(trace.numels[p] for p in found.parameters)

@@ -17,9 +17,10 @@ from sentence_transformers import SentenceTransformer
 from test_adapters import random_b
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from gem_ds import adapter_files, adapters, gem_embedding, gem_seal
-from gem_ds.encode import Encoder
-from gem_ds.export import export
+from gem_ds.export import gem_embedding, gem_seal
+from gem_ds.export.export import export
+from gem_ds.inference.encoder import Encoder
+from gem_ds.model import adapter_files, adapters
 
 K = 3
 PIECES = ("the separator ", "a list ", "é漢 ")

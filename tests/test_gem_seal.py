@@ -15,9 +15,10 @@ from exports import export_adapter, export_tiny, unseal
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from gem_ds import GemModel, gem_seal
-from gem_ds.encode import Encoder
+from gem_ds import GemModel
 from gem_ds.errors import InputError
+from gem_ds.export import gem_seal
+from gem_ds.inference.encoder import Encoder
 
 TEXT = "Paris is the capital of France."
 
@@ -161,7 +162,7 @@ def test_a_memory_of_a_model_with_another_adapter_is_refused(
     save_file(tensors, spare / "adapter" / "adapter_model.safetensors")
     with pytest.raises(InputError, match="adapter_model"):
         GemModel.from_pretrained(spare)
-    from gem_ds import reseal
+    from gem_ds.export import reseal
 
     reseal.reseal(spare)
     with pytest.raises(InputError, match="made by another model"):

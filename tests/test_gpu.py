@@ -9,9 +9,9 @@ from attending import equals_dense, is_no_farther_than_dense
 from layouts import bounds_from, random_bounds
 from models import FAMILIES, MIXED, hidden_states, tiny_model
 
-from gem_ds.attention import attach, choose, make_plan
+from gem_ds.attention.registry import attach, choose, make_plan
 from gem_ds.layout import is_gem
-from gem_ds.recompute import Recompute
+from gem_ds.model.recompute import Recompute
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

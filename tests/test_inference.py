@@ -13,10 +13,11 @@ from test_memories import whole
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import gem_ds
-from gem_ds import GemModel, decoding
-from gem_ds.decoding import Sampling
-from gem_ds.encode import Encoder
+from gem_ds import GemModel
 from gem_ds.errors import InputError
+from gem_ds.inference import generation
+from gem_ds.inference.encoder import Encoder
+from gem_ds.inference.generation import Sampling
 
 GOOD = [text for text in TEXTS if text]
 
@@ -205,7 +206,7 @@ def test_summary_tokens_and_empty_rows_are_never_written(llama: GemModel) -> Non
     try:
         for temperature in (0, 1):
             sampling = Sampling(temperature, seed=1)
-            written = decoding.tokens(llama.lm, np.array([0, 5]), DynamicCache(), 0, 20, sampling)
+            written = generation.tokens(llama.lm, np.array([0, 5]), DynamicCache(), 0, 20, sampling)
             assert not suppressed & set(written)
         assert llama.compress("a b").next_token not in suppressed
     finally:

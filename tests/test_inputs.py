@@ -8,9 +8,9 @@ import huggingface_hub
 import pytest
 import zstandard
 
-from gem_ds import inputs
 from gem_ds.errors import InputError
-from gem_ds.inputs import JSONL, PARQUET, SAVED, STREAMED, TEXT, Input
+from gem_ds.inputs import discovery
+from gem_ds.inputs.discovery import JSONL, PARQUET, SAVED, STREAMED, TEXT, Input
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def find(*names: str, sources: Sequence[str] = ()) -> list[str]:
     """Paths of what is found in the working directory, with the source's name if there is one."""
     return [
         f"{item.source}={os.path.relpath(item.path)}" if sources else os.path.relpath(item.path)
-        for item in inputs.find(names, sources)
+        for item in discovery.find(names, sources)
     ]
 
 
@@ -52,13 +52,13 @@ def test_a_file_is_looked_at(folder: Path) -> None:
         changed = str(os.stat(name).st_mtime_ns)
         size = os.stat(name).st_size
         expected = Input(str(folder / name), form, compression, size, changed)
-        assert inputs.find([name]) == [expected]
-        assert inputs.unchanged(expected)
+        assert discovery.find([name]) == [expected]
+        assert discovery.unchanged(expected)
         Path(name).write_bytes(b"{}")
-        assert not inputs.unchanged(expected)
+        assert not discovery.unchanged(expected)
     Path("a.jsonl").unlink()
     with pytest.raises(InputError, match=r"a\.jsonl cannot be read .No such file"):
-        inputs.unchanged(expected.__class__(str(folder / "a.jsonl"), JSONL, None, 3, "0"))
+        discovery.unchanged(expected.__class__(str(folder / "a.jsonl"), JSONL, None, 3, "0"))
 
 
 def test_a_folder_stands_for_its_corpus_files(folder: Path) -> None:
@@ -158,31 +158,31 @@ def test_datasets_in_folders(folder: Path) -> None:
     rows.save_to_disk("saved")
     datasets.DatasetDict({"train": rows}).save_to_disk("splits")
     save("lines/a.jsonl")
-    (saved,) = inputs.find(["saved"])
+    (saved,) = discovery.find(["saved"])
     assert (saved.path, saved.format) == (str(folder / "saved"), SAVED)
     assert saved.size > Path("saved/data-00000-of-00001.arrow").stat().st_size > 0
     Path("saved/cache-0123.arrow").touch()  # as `map` leaves
-    assert inputs.unchanged(saved)
+    assert discovery.unchanged(saved)
     os.utime("saved/state.json", (0, 2**40))
-    assert not inputs.unchanged(saved)
-    assert [item.format for item in inputs.find(["splits/train"])] == [SAVED]
+    assert not discovery.unchanged(saved)
+    assert [item.format for item in discovery.find(["splits/train"])] == [SAVED]
     with pytest.raises(InputError, match="splits is a dataset of several splits; give one of the"):
         find("splits")
-    (streamed,) = inputs.find(["dataset:lines:train"])
+    (streamed,) = discovery.find(["dataset:lines:train"])
     assert (streamed.path, streamed.format) == (f"dataset:{folder}/lines:train", STREAMED)
-    assert inputs.unchanged(streamed)
+    assert discovery.unchanged(streamed)
     save("lines/b.jsonl")
-    assert not inputs.unchanged(streamed)
+    assert not discovery.unchanged(streamed)
 
 
 def test_parts_of_a_datasets_name() -> None:
-    assert inputs.dataset_parts("dataset:a/b") == ("a/b", None, "train")
-    assert inputs.dataset_parts("dataset:a/b:test") == ("a/b", None, "test")
-    assert inputs.dataset_parts("dataset:a/b:en:test") == ("a/b", "en", "test")
+    assert discovery.dataset_parts("dataset:a/b") == ("a/b", None, "train")
+    assert discovery.dataset_parts("dataset:a/b:test") == ("a/b", None, "test")
+    assert discovery.dataset_parts("dataset:a/b:en:test") == ("a/b", "en", "test")
 
 
 def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(InputError, match="no folder some/thing, and the hub does not") as caught:
-        inputs.find(["dataset:some/thing:en:train"])
+        discovery.find(["dataset:some/thing:en:train"])
     assert "\n" not in str(caught.value)

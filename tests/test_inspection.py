@@ -10,9 +10,9 @@ import pytest
 from inspected import OPTIONS, make_corpus, make_shards, run, stored
 from PIL import Image
 
-from gem_ds import inspection
-from gem_ds.inspection import quantile
-from gem_ds.shards import Shards
+from gem_ds.shards import inspect
+from gem_ds.shards.dataset import Shards
+from gem_ds.shards.inspect import quantile
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +108,10 @@ def test_plain_shards_have_no_cuts(shards_dir: Path, tokenizer_dir: Path, tmp_pa
     corpus = shards_dir.parent / "c.jsonl"
     options = {"kinds": "plain=1", "summary_tokens": 0}
     shards = Shards(make_shards(corpus, tokenizer_dir, tmp_path / "shards", **options))
-    statistics = inspection.read(shards, len(shards))
-    text = inspection.report(shards.manifest, statistics)
+    statistics = inspect.read(shards, len(shards))
+    text = inspect.report(shards.manifest, statistics)
     assert not {"prefix", "suffix"} & set(text.split())
-    inspection.draw(statistics, 256, tmp_path / "a.png")
+    inspect.draw(statistics, 256, tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size == (1000, 700)
 
 
@@ -125,7 +125,7 @@ def test_rows_spell_their_records(shards_dir: Path) -> None:
     )
     seen = Counter()
     for i in range(len(shards)):
-        first, *documents = "\n".join(inspection.describe(shards, i)).split("\n\n")
+        first, *documents = "\n".join(inspect.describe(shards, i)).split("\n\n")
         row = shards.read(i)
         n, length = len(row.bounds), len(row.input_ids)
         assert first == f"row {i} of {len(shards)}: {n} documents, {length} of 256 tokens"

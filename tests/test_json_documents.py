@@ -9,16 +9,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from reading import TEXTS, read, texts
 
-from gem_ds import inputs, json_documents, records, streams
 from gem_ds.errors import InputError
-from gem_ds.inputs import JSON, JSONL
+from gem_ds.inputs import discovery, json_documents, records, streams
+from gem_ds.inputs.discovery import JSON, JSONL
 
 ROWS = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
 
 
-def save(path: Path, content: str | bytes) -> list[inputs.Input]:
+def save(path: Path, content: str | bytes) -> list[discovery.Input]:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return inputs.find([str(path)])
+    return discovery.find([str(path)])
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
@@ -80,7 +80,7 @@ def test_only_the_beginning_of_a_file_tells(tmp_path: Path, name: str) -> None:
     with (tmp_path / name).open("wb") as file:
         file.write(b'{"text": "')
         file.truncate(1 << 40)
-    found = inputs.find([str(tmp_path / name)])
+    found = discovery.find([str(tmp_path / name)])
     assert found[0].format == (JSON if name == "a.json" else JSONL)
 
 

@@ -13,7 +13,7 @@ from exports import tiny
 from lab_runs import TABLE, Run, Table
 from test_readme import flags
 
-from gem_ds import corpus
+from gem_ds.corpus import docstrings
 from gem_ds.errors import InputError
 
 SHARD = "--row-length 48 --kinds plain=0.5,continuation=0.5"
@@ -29,8 +29,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
     lm.save_pretrained(folder / "base")
     for file in tokenizer_dir.iterdir():
         (folder / "base" / file.name).write_bytes(file.read_bytes())
-    module = Path(corpus.__file__).read_text()
-    entries = [vars(entry) for entry in corpus.entries_in(module, "corpus")]
+    module = Path(docstrings.__file__).read_text()
+    entries = [vars(entry) for entry in docstrings.entries_in(module, "corpus")]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(x) + "\n" for x in entries * 3))
     (folder / "dev").mkdir()
     for name in ("openstax", "books"):

@@ -2,7 +2,7 @@
 
 import torch
 
-from gem_ds.lazy import Lazy, changed, renamed
+from gem_ds.model.lazy_tensors import Lazy, changed, renamed
 
 
 def counted() -> tuple[Lazy, list[str]]:

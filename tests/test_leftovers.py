@@ -15,9 +15,9 @@ from kills_runs import hashes
 from processes import until
 from surviving import assert_finishes, assert_unfinished, begin, command, config, write_corpus
 
-from gem_ds import claim, cluster, prepare
 from gem_ds.errors import InputError
-from gem_ds.manifest import MANIFEST
+from gem_ds.shards import claim, executors, prepare
+from gem_ds.shards.manifest import MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +127,12 @@ def test_a_run_and_tasks_of_a_cluster_keep_each_other_out(
         with pytest.raises(InputError, match="another run is writing"):
             prepare.prepare(config(corpus, tokenizer_dir, output))
         assert living.exists()
-        task = cluster.Share(output, tuple(range(len(plan.units))), workers=1)
+        task = executors.Share(output, tuple(range(len(plan.units))), workers=1)
         task(None, 0, 3)
     assert living.exists()
     assert len(assert_unfinished(output, killed=True)) == 2
     with claim.claimed(output, alone=True):
-        for other in (task, cluster.Finish(output, 0.5)):
+        for other in (task, executors.Finish(output, 0.5)):
             with pytest.raises(InputError, match="another run is writing"):
                 other(None, 1, 3)
     assert_finishes(config(corpus, tokenizer_dir, output), undisturbed)

@@ -1,4 +1,4 @@
-"""gem_ds.lock: one job at a time in a run's folder, on this machine and on others."""
+"""gem_ds.training.lock: one job at a time in a run's folder, on this machine and on others."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from gem_ds.errors import InputError
-from gem_ds.lock import FILE, Lock
+from gem_ds.training.lock import FILE, Lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from gem_ds.lock import Lock
+from gem_ds.training.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from gem_ds import masks
+from gem_ds.attention import masks
 from gem_ds.layout import plain
 
 FIGURE_3 = """

@@ -5,10 +5,10 @@ import pytest
 import torch
 from models import FAMILIES, WINDOW, tiny_model
 
-from gem_ds.attention import attach, make_plan
+from gem_ds.attention.registry import attach, make_plan
 from gem_ds.errors import InputError
+from gem_ds.inference.memories import compress, continue_greedily, stock_attention
 from gem_ds.layout import positions
-from gem_ds.memories import compress, continue_greedily, stock_attention
 
 LENGTHS = (9, 3, 14)  # tokens before the summary: more and fewer than a window
 N = WINDOW + 2  # tokens of suffix: the last are out of a window's reach of the summary

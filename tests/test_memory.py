@@ -1,15 +1,17 @@
-"""gem_ds.memory and gem_ds.activations, against tensors counted in a real run."""
+"""gem_ds.planning.memory_estimate and gem_ds.planning.activations, against tensors counted in a
+real run."""
 
 import memory_plan as benchmark
 import pytest
 from planned import prepare
 
-from gem_ds import activations, shapes
+from gem_ds.model import architecture
+from gem_ds.planning import activations
 
 
 def test_bytes_a_token_of_a_layer():
     """Of Llama 3.1 8B in bf16: norms, attention, MLP."""
-    shape = shapes.BUILT_IN["llama3.1-8b"]
+    shape = architecture.BUILT_IN["llama3.1-8b"]
     norms = 2 * 8 * 4096
     attention = 2 * (2 * 4096 + 2 * 1024) + 4 * 32
     assert activations.layer(shape, 2) == norms + attention + 8 * 14336

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from gem_ds import memory_files
 from gem_ds.errors import InputError
-from gem_ds.memory_files import Memory
+from gem_ds.inference import memory_files
+from gem_ds.inference.memory_files import Memory
 
 
 def made(seed: int, dtype: torch.dtype = torch.bfloat16) -> Memory:

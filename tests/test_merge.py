@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from gem_ds import merge, tokenization
-from gem_ds.checkpoint import find, load_weights
+from gem_ds.checkpoints.checkpoint import find, load_weights
+from gem_ds.corpus import tokenization
 from gem_ds.errors import InputError
-from gem_ds.export import export_run
-from gem_ds.gem_config import read_gem_config
+from gem_ds.export import merge_base
+from gem_ds.export.export import export_run
+from gem_ds.export.gem_config import read_gem_config
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -53,7 +54,7 @@ def test_each_weight_is_the_average_but_rows_that_the_base_did_not_train(
     for name, tensor in expected.items():
         n = 400 if name in EMBEDDINGS else len(tensor)
         tensor[:n] = 0.7 * tensor[:n] + 0.3 * base[name][:n]
-    weights = merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), 0.3)
+    weights = merge_base.merge(weights, merge_base.open_base(str(folder), lm.config, vocab), 0.3)
     for name, tensor in expected.items():
         assert torch.allclose(weights[name], tensor, rtol=1e-6, atol=1e-7), name
         assert not torch.allclose(weights[name], lm.state_dict()[name], rtol=1e-2), name
@@ -67,7 +68,9 @@ def test_the_ends_are_the_models_themselves(tokenizer_dir, tmp_path):
     lm = tiny("llama", 448)
     for share, wanted in ((0.0, lm), (1.0, before)):
         weights = weights_of(lm)
-        weights = merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), share)
+        weights = merge_base.merge(
+            weights, merge_base.open_base(str(folder), lm.config, vocab), share
+        )
         for name, tensor in wanted.state_dict().items():
             assert torch.equal(weights[name][: 400 if name in EMBEDDINGS else None], tensor[:400])
 
@@ -79,7 +82,7 @@ def test_a_base_in_bf16_is_averaged_in_fp32(tokenizer_dir, tmp_path):
     save_file({n: t.bfloat16() for n, t in load_file(path).items()}, path, {"format": "pt"})
     lm = tiny("llama", 448)
     weights = weights_of(lm)
-    weights = merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), 0.3)
+    weights = merge_base.merge(weights, merge_base.open_base(str(folder), lm.config, vocab), 0.3)
     name = "model.norm.weight"
     expected = 0.7 * lm.state_dict()[name] + 0.3 * before.state_dict()[name].bfloat16().float()
     assert torch.allclose(weights[name], expected, rtol=1e-6)
@@ -90,7 +93,7 @@ def test_of_a_base_that_knows_the_summary_tokens_every_row_counts(tokenizer_dir,
     before, folder = base_folder(tmp_path / "base", tmp_path / "tok", rows=448)
     lm = tiny("llama", 448)
     weights = weights_of(lm)
-    weights = merge.merge(weights, merge.open_base(str(folder), lm.config, vocab), 1.0)
+    weights = merge_base.merge(weights, merge_base.open_base(str(folder), lm.config, vocab), 1.0)
     assert torch.equal(weights["lm_head.weight"], before.lm_head.weight)
 
 
@@ -101,7 +104,7 @@ def test_another_base_is_refused(tokenizer_dir, tmp_path):
     def refuses(message, config=None, base=folder, of=vocab):
         config = config or tiny("llama", 448).config
         with pytest.raises(InputError, match=message):
-            merge.open_base(str(base), config, of)
+            merge_base.open_base(str(base), config, of)
 
     wide = LlamaConfig(**{**SIZES, "intermediate_size": 96}, vocab_size=448)
     refuses(r"is not this model's base: model\.layers\.0\.mlp.* there and .*--base", wide)

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gem_ds import mixture, records, units
+from gem_ds.corpus import mixture
+from gem_ds.corpus.mixture import Source
 from gem_ds.errors import InputError
-from gem_ds.mixture import Source
-from gem_ds.prepare import prepare
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.shards import Shards
-from gem_ds.units import Plan
+from gem_ds.inputs import records
+from gem_ds.shards import work_plan
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.dataset import Shards
+from gem_ds.shards.prepare import prepare
+from gem_ds.shards.work_plan import Plan
 
 
 def test_shares_are_exact() -> None:
@@ -146,7 +148,7 @@ def test_workers_count_the_records(
     (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
     (tmp_path / "c.csv").write_text("text,n\n" + '"a\nb",1\n' * 100)
     names = [web, more.replace("jsonl", "json"), books.replace("jsonl", "csv")]
-    monkeypatch.setattr(units, "MIN_UNIT", 4000)
+    monkeypatch.setattr(work_plan, "MIN_UNIT", 4000)
     plans = []
     for workers in (1, 3):
         output = tmp_path / f"out-{workers}"
@@ -195,7 +197,7 @@ def test_shards_hold_the_planned_mixture(
     names = corpus(tmp_path)
     found: list[list[Counter[int]]] = []
     for smallest in (4000, 1 << 23):
-        monkeypatch.setattr(units, "MIN_UNIT", smallest)
+        monkeypatch.setattr(work_plan, "MIN_UNIT", smallest)
         output = tmp_path / f"out-{smallest}"
         prepare(
             PrepareConfig(

@@ -12,9 +12,9 @@ import torch
 from exports import export_tiny, gem_config
 from huggingface_hub import ModelCard
 
-from gem_ds import model_card
 from gem_ds.errors import InputError
-from gem_ds.model_card import Provenance
+from gem_ds.export import model_card
+from gem_ds.export.model_card import Provenance
 
 FLAGS = {"recipe": "keep", "shards": "/data/secret", "model": "/data/base", "config": None}
 FLAGS["steps"] = 5

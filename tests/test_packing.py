@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gem_ds import layout, packing
-from gem_ds.documents import Document
-from gem_ds.shards import Row
+from gem_ds import layout
+from gem_ds.shards import packing
+from gem_ds.shards.dataset import Row
+from gem_ds.shards.documents import Document
 
 
 def best_fit_decreasing(lengths: list[int], row_length: int) -> list[list[int]]:

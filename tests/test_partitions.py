@@ -11,7 +11,7 @@ import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-from gem_ds import partitions
+from gem_ds.checkpoints import zero_reader
 
 SHAPES = [{"a": (5, 3), "b": (1,), "c": (7,)}, {"d": (4, 4), "e": (2, 3, 2), "g": (11,)}]
 FROZEN = {"f": (3, 5), "h": (9,)}
@@ -75,7 +75,7 @@ def test_equals_deepspeeds_own_script(
 ) -> None:
     folder = made(tmp_path / "tag", stage, n_ranks, bool(padded))
     expected = get_fp32_state_dict_from_zero_checkpoint(str(tmp_path), tag="tag")
-    found = partitions.tensors(folder, mapped_bytes)
+    found = zero_reader.tensors(folder, mapped_bytes)
     assert expected.keys() - found.keys() == {"alias"}
     assert len(found) == 10
     for name, tensor in found.items():
@@ -89,7 +89,7 @@ def test_files_are_let_go_when_enough_of_them_is_read(tmp_path: Path) -> None:
     def mapped() -> bool:
         return str(folder) in Path("/proc/self/maps").read_text()
 
-    found = partitions.tensors(folder, 40)  # a is 60 bytes, b 4
+    found = zero_reader.tensors(folder, 40)  # a is 60 bytes, b 4
     kept = found["a"]
     assert not mapped()
     _ = found["b"]
@@ -101,7 +101,7 @@ def test_files_are_let_go_when_enough_of_them_is_read(tmp_path: Path) -> None:
 
 
 def test_asking_whether_a_name_is_there_reads_nothing(tmp_path: Path) -> None:
-    found = partitions.tensors(made(tmp_path / "tag", 2, 1), 2**28)
+    found = zero_reader.tensors(made(tmp_path / "tag", 2, 1), 2**28)
     for path in (tmp_path / "tag").iterdir():
         path.unlink()
     assert "a" in found

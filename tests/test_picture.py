@@ -9,14 +9,16 @@ from layouts import bounds_from
 from PIL import Image
 from runs import random_shards
 
-from gem_ds import masks
-from gem_ds.picture import COLOURS, FRAME, LARGEST, PAPER, picture
-from gem_ds.shards import Shards
+from gem_ds.attention import masks
+from gem_ds.shards.dataset import Shards
+from gem_ds.shards.mask_image import COLOURS, FRAME, LARGEST, PAPER, picture
 
 
 def command(*args):
     return subprocess.run(
-        [sys.executable, "-m", "gem_ds.masks", *map(str, args)], capture_output=True, text=True
+        [sys.executable, "-m", "gem_ds.attention.masks", *map(str, args)],
+        capture_output=True,
+        text=True,
     )
 
 

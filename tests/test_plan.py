@@ -7,18 +7,13 @@ import pytest
 from plans import H100S, KEEP, LLAMA, on, told, typed
 from runs import ROOT
 
-from gem_ds import memory as of_memory
-from gem_ds import (
-    plan,
-    plan_advice,
-    plan_flags,
-    plan_report,
-    reference,
-)
 from gem_ds.errors import InputError
-from gem_ds.expected import Data
-from gem_ds.plan import Fixed
-from gem_ds.ways import Way
+from gem_ds.model import kl_reference
+from gem_ds.planning import advice, plan, plan_flags, report
+from gem_ds.planning import memory_estimate as of_memory
+from gem_ds.planning.expected_batch import Data
+from gem_ds.planning.plan import Fixed
+from gem_ds.planning.strategy import Way
 
 
 def test_the_fastest_way_that_fits_is_taken():
@@ -46,16 +41,16 @@ def test_what_is_asked_for_stays():
 
 def test_the_smallest_number_of_gpus():
     fixed = Fixed(stage=3, offload="none", rows_per_micro_batch=1)
-    least = plan_advice.smallest(KEEP, fixed)
+    least = advice.smallest(KEEP, fixed)
     n = least.job.cluster.gpus
     assert least.fits
     assert n > 1
     assert not plan.best(on(n // 2), fixed).fits
-    assert plan_advice.smallest(on(8, memory=4), fixed, most=64) is None
+    assert advice.smallest(on(8, memory=4), fixed, most=64) is None
     # More GPUs than rows of a step, and a step that no other number of GPUs divides.
     for rows in (32, 24):
         many = replace(fixed, rows_per_micro_batch=rows)
-        found = plan_advice.smallest(told(on(1, memory=24), rows_per_step=rows), many)
+        found = advice.smallest(told(on(1, memory=24), rows_per_step=rows), many)
         assert found is None or found.config.rows_per_step % (rows * found.job.cluster.gpus) == 0
 
 
@@ -111,11 +106,11 @@ def test_advice_is_what_the_planner_says_of_flags_that_follow_it(monkeypatch, fl
     words = f"--model llama3.1-8b --recipe keep {flags}".split()
     found = plan_flags.plan_of(typed(*words))
     assert not found.fits
-    report = plan_report.text(found, typed(*words), "JSON")
-    assert ("DOES NOT FIT: " in report, "start it with" in report) == (True, False)
-    advice = re.findall(r"^  (.*) fits: ([\d.]+) GiB", report, re.MULTILINE)
-    assert any(change.startswith(expected) for change, _ in advice), report
-    for change, gib in advice:
+    text = report.text(found, typed(*words), "JSON")
+    assert ("DOES NOT FIT: " in text, "start it with" in text) == (True, False)
+    advised = re.findall(r"^  (.*) fits: ([\d.]+) GiB", text, re.MULTILINE)
+    assert any(change.startswith(expected) for change, _ in advised), text
+    for change, gib in advised:
         given, _, left = change.partition("without ")
         changed = [word for word in given.split() if word.startswith("--")]
         gone = [name for name in left.split(", ") if name] + changed
@@ -136,10 +131,10 @@ def _without(words, flags):
 def test_what_no_number_of_gpus_holds_is_said():
     words = "--model llama3.1-8b --recipe keep --gpus 1 --gpu-memory 2 --rows-per-micro-batch 32"
     args = typed(*words.split())
-    report = plan_report.text(plan_flags.plan_of(args), args, "JSON")
-    assert "the GPU needs" in report
-    assert "no number of these GPUs up to 1,024 fits" in report
-    assert "2 GPUs" not in report
+    text = report.text(plan_flags.plan_of(args), args, "JSON")
+    assert "the GPU needs" in text
+    assert "no number of these GPUs up to 1,024 fits" in text
+    assert "2 GPUs" not in text
 
 
 def test_rows_that_do_not_divide_are_refused():
@@ -150,4 +145,4 @@ def test_rows_that_do_not_divide_are_refused():
 
 
 def test_a_chunk_of_the_comparison_is_the_trainers():
-    assert of_memory.CHUNK == reference.CHUNK
+    assert of_memory.CHUNK == kl_reference.CHUNK

@@ -13,17 +13,12 @@ from plans import LLAMA, launched, on, typed
 from runs import ROOT, random_shards
 from test_slurm_script import SBATCH
 
-from gem_ds import (
-    ds_keys,
-    plan,
-    plan_files,
-    plan_flags,
-    recipes,
-)
-from gem_ds.config import TrainConfig
-from gem_ds.ds_json import read_json, resolve_deepspeed
 from gem_ds.flags import parser_of
-from gem_ds.plan import Fixed
+from gem_ds.planning import deepspeed_template, plan, plan_flags
+from gem_ds.planning.plan import Fixed
+from gem_ds.training import deepspeed_keys, recipes
+from gem_ds.training.config import TrainConfig
+from gem_ds.training.deepspeed_config import read_json, resolve_deepspeed
 
 
 @pytest.mark.parametrize("gpus", [1, 8, 16])
@@ -31,9 +26,9 @@ from gem_ds.plan import Fixed
 def test_the_file_that_is_written_is_one_that_runs_take(tmp_path, gpus, stage):
     found = plan.best(on(gpus, memory=500), Fixed(stage=stage))
     path = tmp_path / "x.json"
-    plan_files.write_json(found, path)
+    deepspeed_template.write_json(found, path)
     raw = read_json(path)
-    ds_keys.check(raw, str(path))
+    deepspeed_keys.check(raw, str(path))
     config = TrainConfig(
         "s",
         "o",
@@ -49,8 +44,8 @@ def test_the_file_that_is_written_is_one_that_runs_take(tmp_path, gpus, stage):
 def test_flags_of_saving_are_written_where_they_are_given():
     found = plan.best(on(8), Fixed())
     often = replace(found, job=replace(found.job, config=replace(found.config, save_minutes=30.0)))
-    assert plan_files.train_flags(often, "x.json")["--save-minutes"] == "30.0"
-    assert "--save-minutes" not in plan_files.train_flags(found, "x.json")
+    assert deepspeed_template.train_flags(often, "x.json")["--save-minutes"] == "30.0"
+    assert "--save-minutes" not in deepspeed_template.train_flags(found, "x.json")
 
 
 def test_the_command_and_its_files(tmp_path):
@@ -123,14 +118,16 @@ def test_the_run_that_is_written_is_the_one_that_was_planned(
     found = plan_flags.plan_of(typed(*fixed, *what.split(), *how.split()))
     assert found.fits
     out, script = tmp_path / "the file.json", tmp_path / "x.sbatch"
-    plan_files.write_json(found, out)
-    plan_files.write_sbatch(found, str(out), script)
-    launcher, _, command = plan_files.command(found, str(out)).partition("launch/train.py ")
+    deepspeed_template.write_json(found, out)
+    deepspeed_template.write_sbatch(found, str(out), script)
+    launcher, _, command = deepspeed_template.command(found, str(out)).partition("launch/train.py ")
     assert f"--num_gpus {found.job.cluster.gpus} " in launcher or "--hostfile " in launcher
     for words in (submitted(script, tmp_path), shlex.split(command)):
         config = trained(words)
         config.check(found.job.cluster.gpus)
-        places = {name: getattr(config, name) for name in (*plan_files.UNKNOWN, "deepspeed")}
+        places = {
+            name: getattr(config, name) for name in (*deepspeed_template.UNKNOWN, "deepspeed")
+        }
         assert config == replace(found.config, **places)
         flags = ["deepspeed", "recipe", "adapter", "lora_rank", "alpha", "kl_to_base", "positives"]
         flags += ["rows_per_step", "rows_per_micro_batch", "steps"]
@@ -140,7 +137,7 @@ def test_the_run_that_is_written_is_the_one_that_was_planned(
         assert second.config == found.config
         for name in ("deepspeed", "memory", "traffic", "speed", "micro_batches"):
             assert getattr(second, name) == getattr(found, name), name
-        assert plan_files.as_dict(second, "x") == plan_files.as_dict(found, "x")
+        assert deepspeed_template.as_dict(second, "x") == deepspeed_template.as_dict(found, "x")
 
 
 def test_a_model_and_shards_that_are_there_are_written(tmp_path, tokenizer_dir):

@@ -11,11 +11,9 @@ from plans import launched, typed
 from runs import ROOT, random_shards
 from test_readme import commands
 
-from gem_ds import (
-    plan_flags,
-    shapes,
-)
 from gem_ds.errors import InputError
+from gem_ds.model import architecture
+from gem_ds.planning import plan_flags
 
 DOCS = (ROOT / "docs" / "performance.md").read_text()
 
@@ -84,13 +82,13 @@ def test_a_file_that_cannot_be_planned_is_refused(tmp_path, file, message):
 
 @pytest.mark.parametrize("size", [0, -2, None, "64", True])
 def test_a_model_without_proper_sizes_is_refused(tmp_path, size):
-    names = dict.fromkeys(shapes.SIZES, 64)
-    for name in shapes.SIZES:
+    names = dict.fromkeys(architecture.SIZES, 64)
+    for name in architecture.SIZES:
         (tmp_path / "config.json").write_text(
             json.dumps({"model_type": "llama", **names, name: size})
         )
         with pytest.raises(InputError, match=f"{name} = {size!r}, which is no size"):
-            shapes.load(tmp_path)
+            architecture.load(tmp_path)
 
 
 def test_data_of_shards_is_taken(tmp_path, tokenizer_dir):

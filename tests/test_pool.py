@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from processes import living, until
 
-from gem_ds import pool
+from gem_ds import process_pool
 from gem_ds.errors import InputError
-from gem_ds.pool import FAILURES, RETRIES, Tell
+from gem_ds.process_pool import FAILURES, RETRIES, Tell
 
 
 def note(item: int, tell: Tell, folder: Path) -> None:
@@ -90,7 +90,7 @@ class Heard:
 
     def run(self, task: Callable, items: list[int], workers: int = 2) -> list[int]:
         say = "item {}".format
-        done = pool.run(task, items, workers, say, self.tell, self.warnings.append)
+        done = process_pool.run(task, items, workers, say, self.tell, self.warnings.append)
         return [item for item, _ in done]
 
 

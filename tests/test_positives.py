@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from gem_ds import layout
-from gem_ds.documents import CONTINUATION, KINDS, PAIR, PLAIN, RECONSTRUCTION
-from gem_ds.positives import (
+from gem_ds.model.positives import (
     PositiveOptions,
     crops,
     dropout_view,
@@ -15,7 +14,8 @@ from gem_ds.positives import (
     positives,
     sides,
 )
-from gem_ds.shards import Row
+from gem_ds.shards.dataset import Row
+from gem_ds.shards.documents import CONTINUATION, KINDS, PAIR, PLAIN, RECONSTRUCTION
 
 BOS, EOS, K = 0, 1, (300, 301)
 OPTIONS = PositiveOptions(summary_tokens=K, bos_token_id=BOS, eos_token_id=EOS)

@@ -10,12 +10,13 @@ from runs import random_row
 from test_adapters import DENSE, random_b
 from torch.autograd.graph import saved_tensors_hooks
 
-from gem_ds import adapters, layout, model
-from gem_ds.attention import attach, choose, make_plan
-from gem_ds.batches import BatchOptions, make_batch
-from gem_ds.contrastive import ContrastiveOptions
+from gem_ds import layout
+from gem_ds.attention.registry import attach, choose, make_plan
 from gem_ds.layout import SUMMARY
-from gem_ds.positives import PositiveOptions
+from gem_ds.model import adapters, language_model
+from gem_ds.model.batch import BatchOptions, make_batch
+from gem_ds.model.contrastive import ContrastiveOptions
+from gem_ds.model.positives import PositiveOptions
 
 SUMMARY_TOKENS = (62, 63)
 KINDS = ("dropout", "continuation", "crops")
@@ -39,7 +40,9 @@ def adapted(family="llama", **sizes):
     adapters.inject(lm, "summary", 4, 8.0, SUMMARY_TOKENS, 0)
     random_b(lm)
     options = ContrastiveOptions(aggregation="concat", negatives="all")
-    return model.TrainingModel(lm, options, None, model.summary_rows(lm, SUMMARY_TOKENS))
+    return language_model.TrainingModel(
+        lm, options, None, language_model.summary_rows(lm, SUMMARY_TOKENS)
+    )
 
 
 def losses_and_gradients(gem, batch):

@@ -13,7 +13,9 @@ from kills_runs import hashes
 from prepared import in_process, run, words, write_jsonl
 from transformers import AutoTokenizer
 
-from gem_ds import layout, records, streams, tokenization
+from gem_ds import layout
+from gem_ds.corpus import tokenization
+from gem_ds.inputs import records, streams
 
 ODD = [
     "spells <|summary_0|> and <|eos|> and <|bos|> out, as a page about this very method may do",

@@ -7,11 +7,11 @@ import pytest
 from kills_runs import hashes
 from prepared import in_process, run, words, write_jsonl
 
-from gem_ds import prepare
 from gem_ds.errors import InputError
-from gem_ds.manifest import Manifest
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.shards import Shards
+from gem_ds.shards import prepare
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.dataset import Shards
+from gem_ds.shards.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import torch
 from models import FAMILIES, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from gem_ds import hf_config, probe
-from gem_ds.attention import NAME, gem_attention, make_plan
+from gem_ds.attention import hf_config, probe
+from gem_ds.attention.registry import NAME, gem_attention, make_plan
 from gem_ds.errors import InputError
 
 MIXERS = r"where the GEM mask\s+(cannot|does not) reach"

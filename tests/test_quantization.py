@@ -5,7 +5,7 @@ import pytest
 from sentence_transformers.util import quantize_embeddings
 
 from gem_ds.errors import InputError
-from gem_ds.quantization import quantize
+from gem_ds.inference.quantization import quantize
 
 VECTORS = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)

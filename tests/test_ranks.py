@@ -1,11 +1,11 @@
-"""gem_ds.ranks: how many ranks there are, by whoever started them."""
+"""gem_ds.launcher: how many ranks there are, by whoever started them."""
 
 import contextlib
 import socket
 
 import pytest
 
-from gem_ds import ranks
+from gem_ds import launcher
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from gem_ds import ranks
     ],
 )
 def test_ranks_of_a_machine(env, n):
-    assert ranks.local_size(env) == n
+    assert launcher.local_size(env) == n
 
 
 def test_a_process_alone_takes_a_port_that_is_free():
@@ -25,8 +25,8 @@ def test_a_process_alone_takes_a_port_that_is_free():
     with contextlib.ExitStack() as taken:
         for _ in range(3):
             env = {}
-            ranks.join(env)
-            assert (ranks.size(env), ranks.local_size(env)) == (1, 1)
+            launcher.join(env)
+            assert (launcher.size(env), launcher.local_size(env)) == (1, 1)
             ports.add(env["MASTER_PORT"])
             listener = taken.enter_context(socket.socket())
             listener.bind(("127.0.0.1", int(env["MASTER_PORT"])))

@@ -17,9 +17,11 @@ from runs import ROOT, llama_config
 from test_slurm_script import SBATCH
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import corpus, masks, memory_files
-from gem_ds.config import TrainConfig
-from gem_ds.prepare_config import PrepareConfig
+from gem_ds.attention import masks
+from gem_ds.corpus import docstrings
+from gem_ds.inference import memory_files
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.training.config import TrainConfig
 
 README = (ROOT / "README.md").read_text()
 # Appended to a training command, so that it takes two steps instead of a thousand.
@@ -41,7 +43,7 @@ COMMANDS = commands(README)
 
 def runs(command: str) -> bool:
     """Whether it is one to run; a command of an unknown kind fails."""
-    scripts = r"(data_prep|launch)/\w+\.py|-m gem_ds\.masks"
+    scripts = r"(data_prep|launch)/\w+\.py|-m gem_ds\.attention\.masks"
     if command.startswith(SERVING):
         return False
     known = re.match(rf"python ({scripts}) |deepspeed launch/train\.py ", command)
@@ -61,9 +63,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(base)
     for file in tokenizer_dir.iterdir():
         (base / file.name).write_bytes(file.read_bytes())
-    module = Path(corpus.__file__).with_name("sources.py").read_text()
-    entries = list(corpus.entries_in(module, "sources"))
-    corpus.write(entries * 20, folder / "corpus.jsonl")
+    module = Path(docstrings.__file__).with_name("sources.py").read_text()
+    entries = list(docstrings.entries_in(module, "sources"))
+    docstrings.write(entries * 20, folder / "corpus.jsonl")
     (folder / "texts.txt").write_text("a text\nanother one\n")
     return folder
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from prepared import in_process, write_jsonl
 
-from gem_ds import records
-from gem_ds.records import Record, Skip
-from gem_ds.shards import Shards
+from gem_ds.inputs import records
+from gem_ds.inputs.records import Record, Skip
+from gem_ds.shards.dataset import Shards
 
 
 def record(content: Any) -> Record:

@@ -13,13 +13,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gem_ds import forward, layout, model, reference
-from gem_ds.attention import attach
-from gem_ds.batches import BatchOptions, make_batch
-from gem_ds.checkpoint import find, load_weights
+from gem_ds import layout
+from gem_ds.attention import forward
+from gem_ds.attention.registry import attach
+from gem_ds.checkpoints.checkpoint import find, load_weights
 from gem_ds.layout import SUMMARY
-from gem_ds.positives import PositiveOptions
-from gem_ds.reference import kl_to_base
+from gem_ds.model import kl_reference, language_model
+from gem_ds.model.batch import BatchOptions, make_batch
+from gem_ds.model.kl_reference import kl_to_base
+from gem_ds.model.positives import PositiveOptions
 
 CAPACITY = 3 * 64
 V = 60  # of the base; the models of these tests have 64 rows
@@ -35,7 +37,7 @@ class Held:
 
     @torch.no_grad()
     def hidden(self, reference):
-        return model.hidden_states(self.lm, reference)[: len(reference.index)]
+        return language_model.hidden_states(self.lm, reference)[: len(reference.index)]
 
     @torch.no_grad()
     def logits(self, hidden_nC):
@@ -97,18 +99,18 @@ def test_the_base_sees_in_its_stream_what_a_model_sees_among_summaries(family, r
     base, _ = models(family)
     batch = batch_of(rows)
     with torch.no_grad():
-        in_rows = model.hidden_states(base, batch)[batch.reference.index]
+        in_rows = language_model.hidden_states(base, batch)[batch.reference.index]
         alone = Held(base).hidden(batch.reference)
     assert torch.allclose(in_rows, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])  # gemma2 soft-caps its logits
 def test_kl_equals_a_dense_computation_in_value_and_gradient(family, rows, monkeypatch):
-    monkeypatch.setattr(reference, "CHUNK", 40)  # three full ones, a part and an empty one
+    monkeypatch.setattr(kl_reference, "CHUNK", 40)  # three full ones, a part and an empty one
     base, trained = models(family)
     batch = batch_of(rows)
     assert batch.reference.n_chunks == 5
-    gem = model.TrainingModel(trained, base=Held(base))
+    gem = language_model.TrainingModel(trained, base=Held(base))
     kl = gem(batch).kl
     kl.backward()
     got = {name: p.grad for name, p in trained.named_parameters()}
@@ -136,7 +138,7 @@ def test_kl_equals_a_dense_computation_in_value_and_gradient(family, rows, monke
 def test_a_model_is_at_no_distance_from_itself(rows):
     base, _ = models("llama")
     batch = batch_of(rows)
-    gem = model.TrainingModel(copy.deepcopy(base), base=Held(base))
+    gem = language_model.TrainingModel(copy.deepcopy(base), base=Held(base))
     kl = gem(batch).kl
     kl.backward()
     n = len(batch.reference.index)
@@ -146,7 +148,7 @@ def test_a_model_is_at_no_distance_from_itself(rows):
 
 def test_without_a_base_nothing_of_it_is_computed(rows):
     lm, _ = models("llama")
-    out = model.TrainingModel(lm)(batch_of(rows, capacity=0))
+    out = language_model.TrainingModel(lm)(batch_of(rows, capacity=0))
     assert out.kl == 0
     assert out.kl.grad_fn is None
 
@@ -167,7 +169,7 @@ class Largest(TorchDispatchMode):
 def test_memory_does_not_grow_with_tokens_times_vocabulary(rows, monkeypatch):
     """Forward and backward make no tensor of more than a chunk's logits, and of the forward's only
     hidden states are kept for the backward."""
-    monkeypatch.setattr(reference, "CHUNK", 16)
+    monkeypatch.setattr(kl_reference, "CHUNK", 16)
     vocabulary = 4096
     trained = torch.nn.Linear(8, vocabulary, bias=False)
     frozen = copy.deepcopy(trained)

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM
 
-from gem_ds import GemModel, gem_embedding, reseal
+from gem_ds import GemModel
 from gem_ds.errors import InputError
-from gem_ds.gem_config import read_gem_config
+from gem_ds.export import gem_embedding, reseal
+from gem_ds.export.gem_config import read_gem_config
 
 TEXT = "Paris is the capital of France."
 WEIGHTS = "adapter_model.safetensors"

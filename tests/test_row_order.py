@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from gem_ds import row_order as module
-from gem_ds.row_order import row_order
+from gem_ds.shards import row_order as module
+from gem_ds.shards.row_order import row_order
 
 
 def test_the_order_is_the_one_written_down() -> None:

@@ -10,8 +10,8 @@ import pytest
 from runs import fp32, llama_config, random_shards
 from several_runs import several_runs
 
-from gem_ds import checkpoint
-from gem_ds.checkpoint import SAVES, damage, found
+from gem_ds.checkpoints import checkpoint
+from gem_ds.checkpoints.checkpoint import SAVES, damage, found
 
 
 @pytest.fixture(scope="module")

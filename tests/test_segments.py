@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from layouts import bounds_from, random_bounds
 from strategies import bounds
 
-from gem_ds import layout, masks
-from gem_ds.flex import BLOCK, Flex
-from gem_ds.kernels import Dense, Varlen
-from gem_ds.pieces import SHORT, Pieces, cut, cut_rest
-from gem_ds.segments import runs, segments, similar, spans
+from gem_ds import layout
+from gem_ds.attention import masks
+from gem_ds.attention.backends import Dense, Varlen
+from gem_ds.attention.cpu_tiles import SHORT, Pieces, cut, cut_rest
+from gem_ds.attention.flex import BLOCK, Flex
+from gem_ds.attention.segments import runs, segments, similar, spans
 
 SUMMARY_ATTENTION = st.sampled_from(["isolated", "causal"])
 LAYOUTS = st.one_of(bounds(), st.integers(0, 2**32).map(random_bounds))

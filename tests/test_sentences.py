@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gem_ds import tokenization
-from gem_ds.sentences import Breaks
-from gem_ds.tokenization import Vocabulary
+from gem_ds.corpus import tokenization
+from gem_ds.corpus.sentence_breaks import Breaks
+from gem_ds.corpus.tokenization import Vocabulary
 
 CLOSING = "\"'”’»)]」』）】"  # noqa: RUF001
 WORDS = ["He", "left", "3", "e.g", "don't", "吾輩", "猫である", "जल", "😀", "e\u0301", "<|eot_id|>"]

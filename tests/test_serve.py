@@ -19,9 +19,9 @@ from served import NAME, ROOT, served
 from serving import export_to_serve
 
 from gem_ds.errors import InputError
-from gem_ds.serve import _listen, serve
-from gem_ds.serving_config import ServeConfig
-from gem_ds.serving_connections import Listener
+from gem_ds.serving.config import ServeConfig
+from gem_ds.serving.connections import Listener
+from gem_ds.serving.serve import _listen, serve
 
 COMMAND = [sys.executable, str(ROOT / "launch" / "serve.py")]
 
@@ -105,10 +105,10 @@ def test_a_model_that_fails_for_good_ends_the_server(tokenizer_dir: Path, tmp_pa
     """With a status by which it is started again, after an answer."""
     folder = export_to_serve(tokenizer_dir, tmp_path)
     script = (
-        "import sys; from gem_ds.serving_batches import Worker\n"
-        "def fails(*_): sys.modules['gem_ds.inference'].GemModel.encode = fails; raise OSError\n"
+        "from gem_ds.inference import gem_model; from gem_ds.serving.scheduler import Worker\n"
+        "def fails(*_): gem_model.GemModel.encode = fails; raise OSError\n"
         "Worker._drop_cancelled = fails\n"
-        "from gem_ds.serve import serve; from gem_ds.serving_config import ServeConfig\n"
+        "from gem_ds.serving.serve import serve; from gem_ds.serving.config import ServeConfig\n"
         f"if __name__ == '__main__': serve(ServeConfig(model={str(folder)!r}, port=0))\n"
     )
     process = subprocess.Popen(
@@ -133,7 +133,7 @@ def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("uvicorn", "fastapi"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, name, None)
-            without.delitem(sys.modules, "gem_ds.server", raising=False)
+            without.delitem(sys.modules, "gem_ds.serving.server", raising=False)
             with pytest.raises(InputError, match=rf"needs {name}.*pip install 'gem_ds\[serve\]'"):
                 serve(ServeConfig(model="nowhere", port=0))
 

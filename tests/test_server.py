@@ -12,7 +12,7 @@ from served import NAME, Served
 from serving import KEY, metric, official, vectors
 from transformers import AutoTokenizer
 
-from gem_ds.inference import GemModel
+from gem_ds.inference.gem_model import GemModel
 
 pytest_plugins = ["servers"]
 TEXTS = ["a short text", "<|bos|> spelled, and <|summary_0|>", "naïve 漢字 😀 " * 9, "x"]

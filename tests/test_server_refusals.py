@@ -15,7 +15,7 @@ from processes import until
 from served import NAME, Served, served
 from serving import KEY, POSITIONS, metric, official, vectors
 
-from gem_ds.server import FULL_SECONDS
+from gem_ds.serving.server import FULL_SECONDS
 
 pytest_plugins = ["servers"]
 

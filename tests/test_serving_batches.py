@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from serving import counts, documents, export_to_serve, go, to_write, whole
 
-from gem_ds.inference import GemModel
-from gem_ds.serving_batches import EMBED, LEAST_TOKENS, TURN, WRITE, Worker
-from gem_ds.serving_config import ServeConfig
-from gem_ds.serving_jobs import Ticket, ToEmbed
-from gem_ds.serving_metrics import Metrics
-from gem_ds.serving_schemas import ApiError
+from gem_ds.inference.gem_model import GemModel
+from gem_ds.serving.config import ServeConfig
+from gem_ds.serving.jobs import Ticket, ToEmbed
+from gem_ds.serving.metrics import Metrics
+from gem_ds.serving.scheduler import EMBED, LEAST_TOKENS, TURN, WRITE, Worker
+from gem_ds.serving.schemas import ApiError
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from served import NAME, Served, served
 from serving import metric
 
 from gem_ds.errors import InputError
-from gem_ds.serving_connections import room
+from gem_ds.serving.connections import room
 
 pytest_plugins = ["servers"]
 MOST = 40

@@ -16,12 +16,12 @@ from runs import ROOT
 from serving import export_to_serve
 from test_readme import commands
 
-from gem_ds.serve import REQUESTS_END
-from gem_ds.serving_config import ServeConfig
-from gem_ds.serving_door import BODIES
-from gem_ds.serving_jobs import SLICE
-from gem_ds.serving_readers import READ_SECONDS, SMALL
-from gem_ds.serving_schemas import MOST_CHOICES, MOST_MESSAGES, MOST_STOPS
+from gem_ds.serving.config import ServeConfig
+from gem_ds.serving.jobs import SLICE
+from gem_ds.serving.middleware import BODIES
+from gem_ds.serving.readers import READ_SECONDS, SMALL
+from gem_ds.serving.schemas import MOST_CHOICES, MOST_MESSAGES, MOST_STOPS
+from gem_ds.serving.serve import REQUESTS_END
 
 TEXT = (ROOT / "docs" / "serving.md").read_text()
 

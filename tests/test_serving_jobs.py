@@ -1,9 +1,9 @@
-"""gem_ds.serving_jobs: what a request is given, and how it waits for that."""
+"""gem_ds.serving.jobs: what a request is given, and how it waits for that."""
 
 import numpy as np
 from serving import go
 
-from gem_ds.serving_jobs import Piece, Ticket
+from gem_ds.serving.jobs import Piece, Ticket
 
 
 def test_what_is_read_slowly_is_held_as_text() -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from serving import POSITIONS, export_to_serve
 
-from gem_ds import tokenization
-from gem_ds.serving_config import ServeConfig
-from gem_ds.serving_inputs import ModelSizes
-from gem_ds.serving_readers import SMALL, Readers
-from gem_ds.serving_schemas import ApiError, ChatRequest, CompletionRequest, EmbeddingRequest
+from gem_ds.corpus import tokenization
+from gem_ds.serving.config import ServeConfig
+from gem_ds.serving.readers import SMALL, Readers
+from gem_ds.serving.request_inputs import ModelSizes
+from gem_ds.serving.schemas import ApiError, ChatRequest, CompletionRequest, EmbeddingRequest
 
 
 @pytest.fixture(scope="module")

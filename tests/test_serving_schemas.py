@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gem_ds.serving_schemas import (
+from gem_ds.serving.schemas import (
     IGNORED,
     ApiError,
     ChatRequest,

@@ -1,4 +1,4 @@
-"""gem_ds.shapes: every parameter counted, against Transformers' models."""
+"""gem_ds.model.architecture: every parameter counted, against Transformers' models."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from models import tiny_model
 from runs import llama_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gem_ds import model, shapes
 from gem_ds.errors import InputError
+from gem_ds.model import architecture, language_model
 
 COUNTS = {
     "llama3.2-1b": 1_235_814_400,
@@ -27,9 +27,9 @@ def on_meta(config):
         return AutoModelForCausalLM.from_config(config)
 
 
-@pytest.mark.parametrize("name", shapes.BUILT_IN)
+@pytest.mark.parametrize("name", architecture.BUILT_IN)
 def test_a_built_in_shape_has_the_parameters_of_transformers_model(name):
-    shape = shapes.BUILT_IN[name]
+    shape = architecture.BUILT_IN[name]
     made = on_meta(config_of(shape))
     assert shape.n_parameters == made.num_parameters() == COUNTS[name]
     layer = made.base_model.layers[0]
@@ -57,12 +57,12 @@ def test_a_built_in_shape_has_the_parameters_of_transformers_model(name):
 def test_a_config_file_is_read_as_transformers_reads_it(family, extra, tmp_path):
     lm = tiny_model(family, **extra)
     lm.config.save_pretrained(tmp_path)
-    shape = shapes.load(tmp_path)
+    shape = architecture.load(tmp_path)
     assert shape.n_parameters == lm.num_parameters()
     assert shape.window == (extra.get("sliding_window") if family == "mistral" else None)
     names = [name for name, p in lm.base_model.layers[0].named_parameters() if p.ndim]
     assert sorted({m.name for m in shape.layer()}) == sorted({n.rpartition(".")[0] for n in names})
-    assert shapes.load(tmp_path / "config.json") == shapes.of_config(
+    assert architecture.load(tmp_path / "config.json") == architecture.of_config(
         json.loads((tmp_path / "config.json").read_text()), str(tmp_path / "config.json")
     )
 
@@ -72,34 +72,34 @@ def test_rows_for_summary_tokens_are_those_of_the_model(tmp_path, n_tokens):
     lm = AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(llama_config(tmp_path, vocab_size=402))
     )
-    shape = shapes.load(tmp_path)
+    shape = architecture.load(tmp_path)
     shape = type(shape)(**{**vars(shape), "n_tokens": n_tokens})
-    model.add_rows(lm, n_tokens + 2, n_tokens)
+    language_model.add_rows(lm, n_tokens + 2, n_tokens)
     assert shape.with_summary_tokens(2).vocab == lm.config.vocab_size
 
 
 def test_an_unknown_shape_is_refused_with_the_list(tmp_path):
-    known = ", ".join(shapes.BUILT_IN)
+    known = ", ".join(architecture.BUILT_IN)
     with pytest.raises(
         InputError,
         match=re.escape(f"no such shape or file; give a folder, a config.json, or one of {known}"),
     ):
-        shapes.load("llama-9000")
+        architecture.load("llama-9000")
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "mamba", "hidden_size": 8}))
     with pytest.raises(InputError, match=f"family 'mamba' are not known.*llama, mistral.*{known}"):
-        shapes.load(tmp_path)
+        architecture.load(tmp_path)
     path.write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
     with pytest.raises(InputError, match="has no num_attention_heads"):
-        shapes.load(tmp_path)
+        architecture.load(tmp_path)
     path.write_text("[]")
     with pytest.raises(InputError, match="no JSON object"):
-        shapes.load(tmp_path)
+        architecture.load(tmp_path)
     path.write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
-        shapes.load(tmp_path)
+        architecture.load(tmp_path)
     window = {"model_type": "qwen2", "use_sliding_window": True}
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     path.write_text(json.dumps({**window, **dict.fromkeys((*sizes, "vocab_size"), 8)}))
     with pytest.raises(InputError, match="sliding window"):
-        shapes.load(tmp_path)
+        architecture.load(tmp_path)

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from helpers import write_file
 
-from gem_ds import layout, shards
+from gem_ds import layout
 from gem_ds.errors import InputError
-from gem_ds.manifest import FileEntry, Manifest
-from gem_ds.shards import Row, Shards
+from gem_ds.shards import dataset
+from gem_ds.shards.dataset import Row, Shards
+from gem_ds.shards.manifest import FileEntry, Manifest
 
 ROW_LENGTH, VOCAB, SUMMARY = 64, 300, 299
 
@@ -58,7 +59,7 @@ def manifest(files: list[FileEntry], **changes: object) -> Manifest:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two files, 40 and 7 rows, in groups of 16."""
-    monkeypatch.setattr(shards, "GROUP_TOKENS", 16 * ROW_LENGTH)
+    monkeypatch.setattr(dataset, "GROUP_TOKENS", 16 * ROW_LENGTH)
     rows = make_rows(47)
     entries = [
         write_file(tmp_path / "shard-00000.parquet", rows[:40], ROW_LENGTH),
@@ -216,4 +217,4 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_row_groups_hold_many_short_rows_or_one_long_one() -> None:
-    assert [shards.group_rows(n) for n in (512, 8192, 1 << 17, 1 << 20)] == [192, 12, 1, 1]
+    assert [dataset.group_rows(n) for n in (512, 8192, 1 << 17, 1 << 20)] == [192, 12, 1, 1]

@@ -12,9 +12,9 @@ import torch
 from runs import ROOT, fp32, llama_config, metrics, random_shards, train
 from slurm_cluster import slurm, submit, wait
 
-from gem_ds import ranks
-from gem_ds.checkpoint import find, found, load_weights
-from gem_ds.config import TrainConfig
+from gem_ds import launcher
+from gem_ds.checkpoints.checkpoint import find, found, load_weights
+from gem_ds.training.config import TrainConfig
 
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
 TEXT = SCRIPT.read_text()
@@ -121,16 +121,16 @@ def test_as_many_processes_as_gpus(cluster, tmp_path):
 
 def test_ranks_of_other_launchers_and_of_none():
     env = {"RANK": "3", "WORLD_SIZE": "4"}
-    ranks.join(env)
+    launcher.join(env)
     assert env == {"RANK": "3", "WORLD_SIZE": "4"}
     env = {"MASTER_PORT": "7"}
-    ranks.join(env)
+    launcher.join(env)
     assert env["RANK"] == env["LOCAL_RANK"] == "0"
     assert env["WORLD_SIZE"] == "1"
     assert env["MASTER_PORT"] == "7"
     env = {"SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
     env |= {"SLURM_STEP_TASKS_PER_NODE": "4,3", "SLURM_JOB_ID": "123456", "MASTER_ADDR": "a"}
-    ranks.join(env)
+    launcher.join(env)
     assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"]) == ("5", "7", "1")
     assert (env["LOCAL_WORLD_SIZE"], env["MASTER_ADDR"], env["MASTER_PORT"]) == ("4", "a", "23456")
     assert os.environ.get("RANK") is None

@@ -10,29 +10,30 @@ import pytest
 import zstandard
 from reading import TEXTS, jsonl, read, save_every_format, texts
 
-from gem_ds import inputs, records, sources, streams
+from gem_ds.corpus import record_reader
+from gem_ds.corpus.record_reader import Part
 from gem_ds.errors import InputError
-from gem_ds.inputs import Input
-from gem_ds.records import record_id
-from gem_ds.sources import Part
+from gem_ds.inputs import discovery, records, streams
+from gem_ds.inputs.discovery import Input
+from gem_ds.inputs.records import record_id
 
 LINES = jsonl(TEXTS)
 
 
 def save(path: Path, content: bytes) -> list[Input]:
     path.write_bytes(content)
-    return inputs.find([str(path)])
+    return discovery.find([str(path)])
 
 
 def test_every_format_gives_the_same_texts(tmp_path: Path) -> None:
     for name in save_every_format(tmp_path):
-        found = inputs.find([str(tmp_path / name)])
+        found = discovery.find([str(tmp_path / name)])
         assert texts(found) == TEXTS, name
 
 
 def test_identity_is_the_input_and_where_the_record_begins(tmp_path: Path) -> None:
     names = save_every_format(tmp_path)
-    found = inputs.find([str(tmp_path / name) for name in names])
+    found = discovery.find([str(tmp_path / name) for name in names])
     places: list[list[int]] = [[] for _ in found]
     lines: list[list[int]] = [[] for _ in found]
     for identity, line, _ in read(found):
@@ -112,20 +113,23 @@ def test_over_long_records_are_left_out_and_bounded(
 def test_block_size_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_every_format(tmp_path)
     (tmp_path / "empty.jsonl").touch()
-    found = inputs.find([str(tmp_path)])
+    found = discovery.find([str(tmp_path)])
     whole = read(found)
     for size in (1, 7, 50, 1000):
         monkeypatch.setattr(streams, "BLOCK_BYTES", size)
         assert read(found) == whole
     for n in (1, 3):
-        monkeypatch.setattr(sources, "BLOCK_RECORDS", n)
+        monkeypatch.setattr(record_reader, "BLOCK_RECORDS", n)
         assert read(found) == whole
-        held = [len(b.records) for b in sources.blocks(found, sources.whole(found), lambda _: [])]
+        held = [
+            len(b.records)
+            for b in record_reader.blocks(found, record_reader.whole(found), lambda _: [])
+        ]
         assert max(held) == n
-    parts = sources.whole(found)
+    parts = record_reader.whole(found)
     reached = [0] * len(parts)
     ordinals: list[list[int]] = [[] for _ in parts]
-    for block in sources.blocks(found, parts, lambda _: ["text"]):
+    for block in record_reader.blocks(found, parts, lambda _: ["text"]):
         assert reached[block.part] <= block.position <= parts[block.part].n_bytes
         reached[block.part] = block.position
         ordinals[block.part] += [record.ordinal for record in block.records]
@@ -188,7 +192,7 @@ def test_a_file_that_changes_after_the_plan_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     found = save(path, LINES)
     path.write_bytes(LINES + b'{"text": "more"}\n')
-    assert texts(found) == TEXTS  # a part ends where it did; `inputs.unchanged` tells
+    assert texts(found) == TEXTS  # a part ends where it did; `inputs.discovery.unchanged` tells
     path.write_bytes(LINES[:-20])
     message = rf"short after line 3 \(EOFError: it ends after {len(LINES) - 20} bytes, but had"
     with pytest.raises(InputError, match=rf"a\.jsonl is damaged or cut {message}"):

@@ -1,4 +1,4 @@
-"""gem_ds.speed: predictions near what others published, and what must follow from what."""
+"""gem_ds.planning.speed: predictions near what others published, and what must follow from what."""
 
 import re
 from dataclasses import replace
@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 from runs import ROOT
 
-from gem_ds import hardware, plan, shapes
-from gem_ds.config import TrainConfig
-from gem_ds.expected import Data
-from gem_ds.speed import Cluster
-from gem_ds.ways import Job, Way
+from gem_ds import hardware
+from gem_ds.model import architecture
+from gem_ds.planning import plan
+from gem_ds.planning.expected_batch import Data
+from gem_ds.planning.speed import Cluster
+from gem_ds.planning.strategy import Job, Way
+from gem_ds.training.config import TrainConfig
 
 DOCS = (ROOT / "docs" / "performance.md").read_text()
 H100S = Cluster(hardware.GPUS["h100"], 8, 8)
@@ -27,7 +29,7 @@ PUBLISHED = {
 def job(model="llama3.1-8b", cluster=H100S, **changed):
     config = TrainConfig("", "", "", model=model, alpha=0.0, alpha_start=0, rows_per_step=16)
     about = {"data": ROW, "config": config, **changed}
-    return Job(shapes.BUILT_IN[model], cluster, **about)
+    return Job(architecture.BUILT_IN[model], cluster, **about)
 
 
 @pytest.mark.parametrize("model", PUBLISHED)

@@ -10,7 +10,7 @@ import torch
 from runs import ROOT, metrics, random_base, small_llama
 from several_runs import several_runs
 
-from gem_ds.checkpoint import find, load_weights
+from gem_ds.checkpoints.checkpoint import find, load_weights
 
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
 STAGES = {"1": {}, "2": {}, "3": {}, "3, offloaded": OFFLOAD}

@@ -17,7 +17,7 @@ from runs import (
 )
 from several_runs import several_runs
 
-from gem_ds.checkpoint import find, load_weights
+from gem_ds.checkpoints.checkpoint import find, load_weights
 
 
 @pytest.fixture(scope="module")

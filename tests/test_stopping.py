@@ -15,8 +15,8 @@ from faults_runs import Started, metrics
 from processes import free_port, until
 from runs import ROOT, command, llama_config, random_shards
 
-from gem_ds.checkpoint import damage, find
-from gem_ds.watchdog import FOLDER
+from gem_ds.checkpoints.checkpoint import damage, find
+from gem_ds.training.watchdog import FOLDER
 
 WAITS = """
 import contextlib, os, subprocess, sys, time

@@ -13,11 +13,12 @@ import fsspec
 import pytest
 from reading import TEXTS, jsonl, read, save_every_format, texts
 
-from gem_ds import inputs, stores, streams, units
+from gem_ds.corpus.record_reader import Part
 from gem_ds.errors import InputError
-from gem_ds.prepare import prepare
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.sources import Part
+from gem_ds.inputs import discovery, filesystem, streams
+from gem_ds.shards import work_plan
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.prepare import prepare
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -84,7 +85,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_files_of_a_store_give_the_same_records(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(units, "MIN_UNIT", 50)
+    monkeypatch.setattr(work_plan, "MIN_UNIT", 50)
     folder = tmp_path / "www" / "a corpus"
     save_every_format(folder)
     for name in ("e f=[1].jsonl", "sub/l.jsonl"):
@@ -95,29 +96,29 @@ def test_files_of_a_store_give_the_same_records(
         (folder / name).touch()
     memory = fsspec.filesystem("memory")
     memory.put(str(folder), "/kept", recursive=True)
-    local = inputs.find([str(folder)])
+    local = discovery.find([str(folder)])
     assert len(local) == 13
-    cut = units.cut(local, lambda _: ["text"], "paragraph", 50)
+    cut = work_plan.cut(local, lambda _: ["text"], "paragraph", 50)
     assert len(cut) > 20
     expected = [read(local, unit) for unit in cut]
     for address in (f"file://{folder}", "memory://kept", f"{server.address}/a corpus/"):
-        found = inputs.find([address])
+        found = discovery.find([address])
         assert [item.size for item in found] == [item.size for item in local]
-        assert units.cut(found, lambda _: ["text"], "paragraph", 50) == cut
+        assert work_plan.cut(found, lambda _: ["text"], "paragraph", 50) == cut
         assert [read(found, unit) for unit in cut] == expected, address
-        assert all(inputs.unchanged(item) for item in found)
+        assert all(discovery.unchanged(item) for item in found)
 
 
 def test_a_part_is_fetched_alone(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "AHEAD", 1 << 12)
+    monkeypatch.setattr(filesystem, "AHEAD", 1 << 12)
     monkeypatch.setattr(streams, "BLOCK_BYTES", 1 << 12)
-    monkeypatch.setattr(units, "MIN_UNIT", 1 << 17)
+    monkeypatch.setattr(work_plan, "MIN_UNIT", 1 << 17)
     (tmp_path / "www" / "a.jsonl").write_bytes(jsonl([f"{i:0100}" for i in range(10_000)]))
-    found = inputs.find([f"{server.address}/a.jsonl"])
+    found = discovery.find([f"{server.address}/a.jsonl"])
     assert server.n_sent == 0
-    cut = units.cut(found, lambda _: ["text"], "paragraph", 1 << 20)
+    cut = work_plan.cut(found, lambda _: ["text"], "paragraph", 1 << 20)
     assert len(cut) > 5
     assert server.n_sent < 3 * len(cut) << 12
     before = server.n_sent
@@ -137,21 +138,21 @@ def test_patterns_match_in_a_store(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(jsonl(TEXTS))
     for pattern in ("*.jsonl", "**/*.jsonl", "[ab].jsonl", "[x].jsonl", "folder.jsonl", "sub"):
-        here = inputs.find([str(tmp_path / pattern)])
-        there = inputs.find([f"file://{tmp_path}/{pattern}"])
+        here = discovery.find([str(tmp_path / pattern)])
+        there = discovery.find([f"file://{tmp_path}/{pattern}"])
         assert [item.path for item in there] == ["file://" + item.path for item in here], pattern
 
 
 def test_a_change_is_noticed(tmp_path: Path, server: Server) -> None:
     path = tmp_path / "www" / "a.jsonl"
     path.write_bytes(jsonl(TEXTS))
-    (item,) = inputs.find([f"{server.address}/a.jsonl"])
-    assert inputs.unchanged(item)
+    (item,) = discovery.find([f"{server.address}/a.jsonl"])
+    assert discovery.unchanged(item)
     os.utime(path, (0, 0))
-    assert not inputs.unchanged(item)
+    assert not discovery.unchanged(item)
     path.unlink()
     with pytest.raises(InputError, match=r"a\.jsonl could not be reached"):
-        inputs.unchanged(item)
+        discovery.unchanged(item)
 
 
 def test_a_store_that_fails_is_named(tmp_path: Path, server: Server) -> None:
@@ -165,16 +166,16 @@ def test_a_store_that_fails_is_named(tmp_path: Path, server: Server) -> None:
         "http://127.0.0.1:1/a.jsonl": "could not be listed",
     }.items():
         with pytest.raises(InputError, match=message) as caught:
-            inputs.find([name])
+            discovery.find([name])
         assert "\n" not in str(caught.value)
-    found = inputs.find([address])
+    found = discovery.find([address])
     assert texts(found) == TEXTS
     server.ranges = False
     with pytest.raises(InputError, match=rf"{address} cannot be read at the start from byte 80"):
         read(found, [Part(0, 80, 150, 70)])
     server.sizes = False
     with pytest.raises(InputError, match="does not tell its size"):
-        inputs.find([address])
+        discovery.find([address])
     server.shutdown()
     server.server_close()
     with pytest.raises(InputError, match=rf"{address} cannot be read at the start \("):
@@ -185,7 +186,7 @@ def test_shards_of_a_store_are_those_of_its_files(
     tokenizer_dir: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With worker processes, each of which reaches the store by itself."""
-    monkeypatch.setattr(units, "MIN_UNIT", 1 << 12)
+    monkeypatch.setattr(work_plan, "MIN_UNIT", 1 << 12)
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / "www" / name).write_bytes(jsonl([f"{name} {i} and words" for i in range(300)]))
     made = []
@@ -201,5 +202,5 @@ def test_shards_of_a_store_are_those_of_its_files(
 
 
 def test_an_error_is_told_in_a_line() -> None:
-    assert stores.reason(OSError("\nno bucket\nhint: make one")) == "OSError: no bucket"
-    assert stores.reason(TimeoutError()) == "TimeoutError"
+    assert filesystem.reason(OSError("\nno bucket\nhint: make one")) == "OSError: no bucket"
+    assert filesystem.reason(TimeoutError()) == "TimeoutError"

@@ -21,9 +21,10 @@ import pytest
 from helpers import small_disk
 from surviving import assert_finishes, assert_unfinished, begin, command, config, write_corpus
 
-from gem_ds import job, pool, prepare, sharding
+from gem_ds import process_pool
 from gem_ds.errors import InputError
-from gem_ds.pool import Tell
+from gem_ds.process_pool import Tell
+from gem_ds.shards import prepare, unit_context, unit_worker
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_an_input_that_changes_while_it_is_read(
         os.truncate(path, size)
 
     with pytest.raises(InputError, match=message):
-        sharding.write_unit(0, change, folder=tmp_path / "out", digest=plan.digest)
+        unit_worker.write_unit(0, change, folder=tmp_path / "out", digest=plan.digest)
     assert blocks
     assert assert_unfinished(tmp_path / "out") == []
     assert not list((tmp_path / "out").rglob("*.parquet"))
@@ -182,11 +183,11 @@ def test_libraries_that_change_after_the_plan(
 
 def starved(item: int, tell: Tell, folder: Path, digest: str, spare: int) -> None:
     """A unit with so many bytes more than the process has by now."""
-    job.load(folder, digest)
+    unit_context.load(folder, digest)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + spare
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    sharding.write_unit(item, tell, folder=folder, digest=digest)
+    unit_worker.write_unit(item, tell, folder=folder, digest=digest)
 
 
 @pytest.mark.parametrize("spare", [0, 8 << 20])  # the tokenizer aborts; Arrow and Python raise
@@ -196,6 +197,6 @@ def test_workers_without_memory(
     plan = begin(corpus, tokenizer_dir, tmp_path)
     task = functools.partial(starved, folder=tmp_path, digest=plan.digest, spare=spare)
     with pytest.raises(InputError, match=r"unit \d .*memory.* with fewer --workers"):
-        list(pool.run(task, range(3), 2, plan.where, lambda _: None, print))
+        list(process_pool.run(task, range(3), 2, plan.where, lambda _: None, print))
     assert len(assert_unfinished(tmp_path, killed=not spare)) < 3
     assert_finishes(config(corpus, tokenizer_dir, tmp_path), undisturbed)

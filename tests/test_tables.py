@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from reading import TEXTS, jsonl, read, texts
 
-from gem_ds import inputs, sources, streams, tables
+from gem_ds.corpus import record_reader
+from gem_ds.corpus.record_reader import Part
 from gem_ds.errors import InputError
-from gem_ds.inputs import Input
-from gem_ds.records import Skip
-from gem_ds.sources import Part
+from gem_ds.inputs import discovery, streams, tables
+from gem_ds.inputs.discovery import Input
+from gem_ds.inputs.records import Skip
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def save(path: Path, columns: dict[str, Sequence | pa.Array], **options: object) -> list[Input]:
     pq.write_table(pa.table(columns), path, **options)
-    return inputs.find([str(path)])
+    return discovery.find([str(path)])
 
 
 def damaged(strings: pa.Array) -> pa.Array:
@@ -50,7 +51,7 @@ def test_strings_are_checked_one_by_one(tmp_path: Path) -> None:
     for column in (strings, binary, large, dictionary):
         assert texts(save(tmp_path / "a.parquet", {"text": column})) == expected, column.type
     datasets.Dataset(pa.table({"text": strings})).save_to_disk(tmp_path / "saved")
-    assert texts(inputs.find([str(tmp_path / "saved")])) == expected
+    assert texts(discovery.find([str(tmp_path / "saved")])) == expected
 
 
 def test_messages_are_checked_one_by_one(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_messages_are_checked_one_by_one(tmp_path: Path) -> None:
     )
     column = pa.ListArray.from_arrays([0, 1, 2], message)
     found = save(tmp_path / "a.parquet", {"messages": column})
-    (block,) = sources.blocks(found, sources.whole(found), lambda _: ["messages"])
+    (block,) = record_reader.blocks(found, record_reader.whole(found), lambda _: ["messages"])
     first, second = block.records
     assert first.messages("messages") == [{"role": "user", "content": "hello"}]
     with pytest.raises(Skip, match="invalid UTF-8"):
@@ -81,7 +82,7 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(InputError, match="has two columns 'text'; rename one of them"):
-        texts(inputs.find([str(tmp_path / "a.parquet")]))
+        texts(discovery.find([str(tmp_path / "a.parquet")]))
 
 
 def test_tables_without_rows(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_tables_without_rows(tmp_path: Path) -> None:
     with pq.ParquetWriter(tmp_path / "a.parquet", empty.schema) as writer:
         for n in (0, 2, 0, 1):
             writer.write_table(pa.table({"text": ["x"] * n}, schema=empty.schema))
-    assert len(texts(inputs.find([str(tmp_path / "a.parquet")]))) == 3
+    assert len(texts(discovery.find([str(tmp_path / "a.parquet")]))) == 3
     assert texts(save(tmp_path / "b.parquet", {"text": pa.array([], pa.string())})) == []
 
 
@@ -99,7 +100,7 @@ def test_blocks_are_of_bounded_size(tmp_path: Path) -> None:
     found = save(tmp_path / "a.parquet", {"messages": [chat] * 300})
     sizes = [
         len(block.records)
-        for block in sources.blocks(found, sources.whole(found), lambda _: ["messages"])
+        for block in record_reader.blocks(found, record_reader.whole(found), lambda _: ["messages"])
     ]
     assert sum(sizes) == 300
     assert max(sizes) <= streams.BLOCK_BYTES // 10_000 + 1
@@ -110,7 +111,7 @@ def test_saved_datasets_are_read_by_rows(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"n": range(1000), "text": rows}).save_to_disk(
         tmp_path / "saved", num_shards=3
     )
-    found = inputs.find([str(tmp_path / "saved")])
+    found = discovery.find([str(tmp_path / "saved")])
     assert tables.extent(found[0]) == 1000
     whole = read(found)
     assert whole == [(i, i + 1, text) for i, text in enumerate(rows)]
@@ -126,7 +127,7 @@ def test_rows_that_were_chosen_are_read(tmp_path: Path) -> None:
     """A dataset may be saved as indices into another."""
     whole = datasets.Dataset.from_dict({"text": TEXTS})
     whole.select([2, 0]).save_to_disk(tmp_path / "saved")
-    assert texts(inputs.find([str(tmp_path / "saved")])) == [TEXTS[2], TEXTS[0]]
+    assert texts(discovery.find([str(tmp_path / "saved")])) == [TEXTS[2], TEXTS[0]]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
@@ -137,7 +138,7 @@ def test_streamed_datasets_are_read_by_shards(folder: Path, form: str) -> None:
             (folder / f"{i}.jsonl").write_bytes(jsonl(lines))
         else:
             save(folder / f"{i}.parquet", {"id": range(4), "text": lines})
-    found = inputs.find([f"dataset:{folder}"])
+    found = discovery.find([f"dataset:{folder}"])
     assert tables.extent(found[0]) == 3
     whole = read(found)
     assert [text for *_, text in whole] == [f"{i} {text}" for i in range(3) for text in TEXTS]
@@ -148,7 +149,7 @@ def test_streamed_datasets_are_read_by_shards(folder: Path, form: str) -> None:
         assert [(i, text) for i, _, text in part] == [
             (i, text) for i, _, text in whole[4 * shard : 4 * shard + 4]
         ]
-        assert [line for _, line, _ in part] == [1, 2, 3, 4]  # `finish` adds those before
+        assert [line for _, line, _ in part] == [1, 2, 3, 4]  # `shards.finalize` adds those before
     with pytest.raises(InputError, match="has no column 'body' but id, text"):
         read(found, field="body")
 
@@ -161,10 +162,10 @@ def test_streamed_datasets_that_are_not_there(folder: Path) -> None:
         f"dataset:{folder}:fr:train": "cannot be read .*'fr' not found",
     }.items():
         with pytest.raises(InputError, match=message) as caught:
-            sources.whole(inputs.find([name]))
+            record_reader.whole(discovery.find([name]))
         assert "\n" not in str(caught.value)
     path.write_bytes(jsonl(TEXTS) + b'{"text": \n')
-    found = inputs.find([f"dataset:{folder}"])
+    found = discovery.find([f"dataset:{folder}"])
     with pytest.raises(InputError, match=f"dataset:{folder} cannot be read .*JSON parse error"):
         read(found)
 
@@ -174,7 +175,7 @@ def test_a_streamed_dataset_has_so_many_shards_and_rows(
 ) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         (folder / name).write_bytes(jsonl(TEXTS))
-    found = inputs.find([f"dataset:{folder}"])
+    found = discovery.find([f"dataset:{folder}"])
     monkeypatch.setattr(tables, "ROW_BITS", tables.OFFSET_BITS)
     with pytest.raises(InputError, match="has 2 shards; give its files in several inputs"):
         tables.extent(found[0])

@@ -10,7 +10,8 @@ from exports import TEXTS, export_adapter
 from helpers import small_disk
 from safetensors.torch import load_file
 
-from gem_ds import GemModel, tensor_file
+from gem_ds import GemModel
+from gem_ds.model import tensor_file
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002, 0o077])

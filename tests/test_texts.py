@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from gem_ds.prepare import prepare
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.records import place_of
-from gem_ds.shards import Shards
+from gem_ds.inputs.records import place_of
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.dataset import Shards
+from gem_ds.shards.prepare import prepare
 
 N = 40
 

@@ -9,7 +9,7 @@ from helpers import BOS, EOS
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer
 
-from gem_ds import tokenization
+from gem_ds.corpus import tokenization
 from gem_ds.errors import InputError
 
 TEXTS = ["Hello world", "naïve café 😀 日本語", "a\r\nb\0c", f"spells {EOS}{BOS}<|summary_0|> out"]

@@ -10,8 +10,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from gem_ds import tokenization
-from gem_ds.tokenization import Vocabulary
+from gem_ds.corpus import tokenization
+from gem_ds.corpus.tokenization import Vocabulary
 
 
 @pytest.fixture(scope="module")

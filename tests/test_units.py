@@ -14,13 +14,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from reading import TEXTS, jsonl, read, save_every_format
 
-from gem_ds import inputs, mixture, sources, streams, units
+from gem_ds.corpus import mixture, record_reader
+from gem_ds.corpus.record_reader import Part
 from gem_ds.errors import InputError
-from gem_ds.inputs import Input
-from gem_ds.prepare import prepare
-from gem_ds.prepare_config import PrepareConfig
-from gem_ds.sources import Part
-from gem_ds.units import Plan
+from gem_ds.inputs import discovery, streams
+from gem_ds.inputs.discovery import Input
+from gem_ds.shards import work_plan
+from gem_ds.shards.config import PrepareConfig
+from gem_ds.shards.prepare import prepare
+from gem_ds.shards.work_plan import Plan
 
 BOM = b"\xef\xbb\xbf"
 PIECES = [
@@ -42,21 +44,22 @@ tolerant = settings(
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "MIN_UNIT", 1)
+    monkeypatch.setattr(work_plan, "MIN_UNIT", 1)
     monkeypatch.setattr(streams, "BLOCK_BYTES", 16)
 
 
 def cut(found: Sequence[Input], largest: int, unit: str = "paragraph") -> list[list[Part]]:
-    return units.cut(found, lambda _: ["text"], unit, largest)
+    return work_plan.cut(found, lambda _: ["text"], unit, largest)
 
 
 def read_parts(
     found: Sequence[Input], parts: Sequence[Part], unit: str
 ) -> list[tuple[int, int, str]]:
-    """As `reading.read`, each part by itself, with the lines that `finish` makes of those."""
+    """As `reading.read`, each part by itself, with the lines that `shards.finalize` makes of
+    those."""
     records, before = [], Counter[int]()
     for part in parts:
-        *_, last = sources.blocks(found, [part], lambda _: ["text"], unit)
+        *_, last = record_reader.blocks(found, [part], lambda _: ["text"], unit)
         lines = before[part.input]
         records += [(i, lines + line, text) for i, line, text in read(found, [part], unit=unit)]
         before[part.input] += last.n_lines
@@ -74,7 +77,7 @@ def test_parts_together_are_the_file(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(b"".join(pieces))
-    found = inputs.find([str(path)])
+    found = discovery.find([str(path)])
     parts = [part for group in cut(found, largest, unit) for part in group]
     bounds = [0, *(part.end for part in parts)]
     assert [part.start for part in parts] == bounds[:-1]
@@ -82,19 +85,19 @@ def test_parts_together_are_the_file(
     assert all(part.n_bytes == part.end - part.start > 0 for part in parts)
     whole = read(found, unit=unit)
     assert read_parts(found, parts, unit) == whole
-    counts = [units.count(found[0], part, ["text"], unit) for part in parts]
+    counts = [work_plan.count(found[0], part, ["text"], unit) for part in parts]
     assert counts == [len(read(found, [part], unit=unit)) for part in parts]
 
 
 def test_parts_are_about_as_large_as_asked(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(["x" * 50] * 1000))
     (tmp_path / "b.txt").write_bytes(b"one\ntwo\n\n" * 5000)
-    found = inputs.find([str(tmp_path)])
+    found = discovery.find([str(tmp_path)])
     for largest in (1000, 5000, 10_000_000):
-        size = min(largest, sum(item.size for item in found) // units.SHARE + 1)
+        size = min(largest, sum(item.size for item in found) // work_plan.SHARE + 1)
         for group in cut(found, largest):
             assert sum(part.n_bytes for part in group) < size + 100
-    assert len(cut(found, 10_000_000)) >= units.SHARE
+    assert len(cut(found, 10_000_000)) >= work_plan.SHARE
 
 
 def test_small_inputs_share_units_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +105,8 @@ def test_small_inputs_share_units_in_order(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / f"{i:02}.jsonl").write_bytes(b'{"text": "a"}\n' * (1 + i % 3))
     (tmp_path / "05a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 40))
     (tmp_path / "06a.txt").touch()
-    found = inputs.find([str(tmp_path)])
-    monkeypatch.setattr(units, "MIN_UNIT", 100)
+    found = discovery.find([str(tmp_path)])
+    monkeypatch.setattr(work_plan, "MIN_UNIT", 100)
     groups = cut(found, 100)
     assert [part.input for group in groups for part in group] == [
         i for i, item in enumerate(found) if item.size
@@ -112,7 +115,7 @@ def test_small_inputs_share_units_in_order(tmp_path: Path, monkeypatch: pytest.M
     assert [[found[part.input].compression for part in group] for group in large] == [["gzip"]]
     assert 3 < len(groups) < 12
     assert cut(found, 100) == groups
-    monkeypatch.setattr(units, "OFFSET_BITS", 59)
+    monkeypatch.setattr(work_plan, "OFFSET_BITS", 59)
     with pytest.raises(InputError, match="there are 22 inputs; join them"):
         cut(found, 100)
 
@@ -129,10 +132,10 @@ def test_row_groups_together_are_the_table(tmp_path: Path, groups: list[int], la
         for n in groups:
             texts = [f"{n} {i}" for i in range(n)]
             writer.write_table(pa.table({"text": texts, "other": ["x" * 999] * n}, schema=schema))
-    found = inputs.find([str(path)])
+    found = discovery.find([str(path)])
     parts = [part for group in cut(found, largest) for part in group]
     assert read_parts(found, parts, "") == read(found)
-    assert [units.count(found[0], part, ["text"], "") for part in parts] == [
+    assert [work_plan.count(found[0], part, ["text"], "") for part in parts] == [
         len(read(found, [part])) for part in parts
     ]
     assert sum(part.n_bytes for part in parts) <= 200 * len(groups)  # not of the other column
@@ -150,7 +153,7 @@ def test_other_tables_and_compressed_files_are_cut_where_they_can_be(
     for name in "abc":
         (streamed / f"{name}.jsonl").write_bytes(jsonl(TEXTS))
     named = [str(tmp_path / "files" / name) for name in names]
-    found = inputs.find([*named, str(tmp_path / "saved"), f"dataset:{streamed}"])
+    found = discovery.find([*named, str(tmp_path / "saved"), f"dataset:{streamed}"])
     parts = [part for group in cut(found, largest) for part in group]
     assert read_parts(found, parts, "paragraph") == read(found)
     n_parts = Counter(part.input for part in parts)
@@ -158,10 +161,12 @@ def test_other_tables_and_compressed_files_are_cut_where_they_can_be(
     assert n_parts[len(names)] == (100 if largest == 1 else n_parts[len(names)])
     assert all(n_parts[i] == 1 for i, item in enumerate(found) if item.compression)
     assert all(
-        units.count(found[-2], p, ["text"], "") == p.end - p.start for p in parts if p.input == 11
+        work_plan.count(found[-2], p, ["text"], "") == p.end - p.start
+        for p in parts
+        if p.input == 11
     )
     with pytest.raises(InputError, match="has to be counted for --mix; download it"):
-        units.count(found[-1], parts[-1], ["text"], "")
+        work_plan.count(found[-1], parts[-1], ["text"], "")
 
 
 def test_text_without_a_blank_line_is_searched_once(
@@ -170,7 +175,7 @@ def test_text_without_a_blank_line_is_searched_once(
     monkeypatch.setattr(streams, "BLOCK_BYTES", 1 << 16)
     path = tmp_path / "a.txt"
     path.write_bytes(b"x" * ((1 << 24) - 1) + b"\n")
-    found = inputs.find([str(path)])
+    found = discovery.find([str(path)])
     began = time.process_time()
     assert cut(found, 1 << 12) == [[Part(0, 0, 1 << 24, 1 << 24)]]
     assert time.process_time() - began < 10
@@ -178,23 +183,23 @@ def test_text_without_a_blank_line_is_searched_once(
 
 def test_only_large_compressed_inputs_cannot_be_cut() -> None:
     found = [
-        Input("a.jsonl", inputs.JSONL, None, 10**12, ""),
-        Input("b.jsonl.gz", inputs.JSONL, "gzip", 63_000_000, ""),
-        Input("c.jsonl.gz", inputs.JSONL, "gzip", 65_000_000, ""),
-        Input("d.parquet", inputs.PARQUET, None, 10**12, ""),
+        Input("a.jsonl", discovery.JSONL, None, 10**12, ""),
+        Input("b.jsonl.gz", discovery.JSONL, "gzip", 63_000_000, ""),
+        Input("c.jsonl.gz", discovery.JSONL, "gzip", 65_000_000, ""),
+        Input("d.parquet", discovery.PARQUET, None, 10**12, ""),
     ]
-    assert [item.path for item in units.uncut(found, 256_000_000)] == ["c.jsonl.gz"]
+    assert [item.path for item in work_plan.uncut(found, 256_000_000)] == ["c.jsonl.gz"]
 
 
 def test_an_input_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
     lines, table = tmp_path / "a.jsonl", tmp_path / "b.parquet"
     lines.write_bytes(jsonl(TEXTS))
     table.write_bytes(b"PAR1 and no more")
-    found = inputs.find([str(lines), str(table)])
+    found = discovery.find([str(lines), str(table)])
     with pytest.raises(InputError, match=r"b\.parquet is damaged or cut short"):
         cut(found, 50)
     with pytest.raises(InputError, match=r"b\.parquet is damaged or cut short"):
-        units.count(found[1], Part(1, 0, 1, 1), ["text"], "")
+        work_plan.count(found[1], Part(1, 0, 1, 1), ["text"], "")
     lines.write_bytes(b"")
     with pytest.raises(InputError, match=r"a\.jsonl is damaged or cut short"):
         cut(found, 50)
@@ -247,7 +252,7 @@ def test_records_left_out_are_listed_with_their_lines(tokenizer_dir: Path, tmp_p
 
 def plan(folder: Path) -> Plan:
     save_every_format(folder / "corpus")
-    found = inputs.find([str(folder / "corpus")])
+    found = discovery.find([str(folder / "corpus")])
     source = mixture.Source(3, 4, 5)
     return Plan({"seed": 1, "mix": "a=1"}, found, cut(found, 50), {"a": source}, {"python": "3"})
 

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gem_ds import vector_files
 from gem_ds.errors import InputError
+from gem_ds.inference import vector_files
 
 VECTORS = np.arange(12).reshape(4, 3)
 

@@ -9,11 +9,11 @@ import pytest
 from helpers import save_tokenizer
 from inspected import OPTIONS, edit_manifest, flip, make_corpus, make_shards, rewrite, run
 
-from gem_ds import verification
 from gem_ds.errors import InputError
+from gem_ds.inputs.records import OFFSET_BITS
 from gem_ds.layout import END, START, SUFFIX, SUMMARY
-from gem_ds.manifest import Manifest
-from gem_ds.records import OFFSET_BITS
+from gem_ds.shards import verify
+from gem_ds.shards.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def folder(good: Path, tmp_path: Path) -> Path:
 
 def fault(folder: Path) -> str:
     with pytest.raises(InputError) as caught:
-        verification.verify(folder, 2)
+        verify.verify(folder, 2)
     return str(caught.value)
 
 
@@ -50,7 +50,7 @@ def test_other_shards(good: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
     corpus, tokenizer = good.parent / "c.jsonl", tmp_path / "tokenizer"
     plain = {"kinds": "plain=1", "summary_tokens": 0}
     folder = make_shards(corpus, tokenizer_dir, tmp_path / "plain", **plain)
-    assert "verified" in verification.verify(folder, 1)
+    assert "verified" in verify.verify(folder, 1)
     shutil.copytree(tokenizer_dir, tokenizer)
     template = "{% for m in messages %}<|bos|>{{ m.role }}: {{ m.content }}<|eos|>{% endfor %}"
     (tokenizer / "chat_template.jinja").write_text(template)
@@ -58,7 +58,7 @@ def test_other_shards(good: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text(json.dumps({"chat": turns}) + "\n")
     chats = {"kinds": "pair=1", "messages_field": "chat"}
     folder = make_shards(tmp_path / "chats.jsonl", tokenizer, tmp_path / "chats", **chats)
-    assert "verified" in verification.verify(folder, 1)
+    assert "verified" in verify.verify(folder, 1)
     shown = run(folder, "--row", 0, PYTHONIOENCODING="utf-8").stdout
     assert "⟦bos⟧user: so says the user⟦eos⟧" in shown
 
@@ -69,13 +69,13 @@ def test_a_flipped_byte_and_the_way_out(good: Path, folder: Path, tokenizer_dir:
     done = run(folder, "--verify", "--workers", 1)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: {shard} is damaged: its sha256 is not what was written; {verification.REDO}\n"
+        f"error: {shard} is damaged: its sha256 is not what was written; {verify.REDO}\n"
     )
     shard.unlink()
     (folder / "manifest.json").unlink()
     make_shards(good.parent / "c.jsonl", tokenizer_dir, folder, **OPTIONS)
     assert shard.read_bytes() == (good / shard.name).read_bytes()
-    assert verification.verify(folder, 1).startswith(f"{folder} verified: 4 files, ")
+    assert verify.verify(folder, 1).startswith(f"{folder} verified: 4 files, ")
 
 
 def test_flipped_bytes_of_what_is_no_shard(good: Path, folder: Path) -> None:
@@ -86,7 +86,7 @@ def test_flipped_bytes_of_what_is_no_shard(good: Path, folder: Path) -> None:
     for at in range(receipt.stat().st_size):
         flip(receipt, at)
         with contextlib.suppress(InputError):
-            verification.check_receipts(manifest, folder)
+            verify.check_receipts(manifest, folder)
             said = json.loads(receipt.read_text())
             assert all(said[name] == before[name] for name in ("plan", "unit", "files", "counts"))
         flip(receipt, at)
@@ -171,7 +171,7 @@ def test_counts_that_do_not_add_up(folder: Path) -> None:
         edit_manifest(folder, **changes)
         assert message in fault(folder)
         manifest.save(folder)
-    assert "verified" in verification.verify(folder, 1)
+    assert "verified" in verify.verify(folder, 1)
 
 
 def test_receipts(good: Path, folder: Path) -> None:

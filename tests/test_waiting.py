@@ -5,8 +5,8 @@ import torch
 from models import FAMILIES, MIXED, hidden_states, tiny_model
 from test_prefill import adapted, batch_of, rows  # noqa: F401
 
-from gem_ds import forward
-from gem_ds.attention import attach, choose, make_plan
+from gem_ds.attention import forward
+from gem_ds.attention.registry import attach, choose, make_plan
 from gem_ds.layout import positions
 
 
