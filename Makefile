@@ -34,7 +34,7 @@ env: .venv/installed  ## make .venv with the tested versions (PYTHON=python3.12 
 
 # A worker gets whole files, whose tests share runs, in the order of their names: so the longest,
 # test_engine, begins early.
-test: env  ## the whole test suite (TESTS="tests/test_masks.py -x" for a part, JOBS=0 for one process)
+test: env  ## the whole test suite (TESTS="tests/attention/test_masks.py -x" for a part, JOBS=0 for one process)
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: env  ## formatting, lint and types

@@ -87,7 +87,7 @@ def write_run(run: Path, hidden: int, layers: int, frozen: bool) -> int:
 
     from gem_ds.checkpoints import checkpoint
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     from exports import run_tokenizer
     from helpers import save_tokenizer
 

@@ -239,7 +239,7 @@ def overhead(work: Work) -> Result:
 
 def slurm(work: Work) -> Result:
     """launch/slurm/train.sbatch with a time limit that the run reaches, on two nodes."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     from slurm_cluster import slurm as cluster
     from slurm_cluster import submit, wait
 

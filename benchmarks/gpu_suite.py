@@ -44,8 +44,8 @@ PARTS: dict[str, tuple[list[str], int]] = {
             "launch/train.py --deepspeed ds_configs/zero3.json --config examples/demo_llama.json "
             "--shards {folder}/shards --output {folder}/run --steps 30 --alpha-start 10 "
             "--rows-per-step 8 --rows-per-micro-batch 4",
-            "-m pytest --noconftest -o addopts= -q -m gpu tests/test_waiting.py "
-            "tests/test_fusing.py",
+            "-m pytest --noconftest -o addopts= -q -m gpu tests/training/test_waiting.py "
+            "tests/model/test_layer_options.py",
         ],
         60,
     ),
@@ -58,7 +58,7 @@ NEED_DEEPSPEED = ("trainer", "full_size")
 def part(name: str) -> dict[str, Any]:
     """Run one part in processes of its own; its figures, or why there are none."""
     commands, limit = PARTS[name]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
     began = time.perf_counter()
     status, output = 0, ""
     result: dict[str, Any] = {}

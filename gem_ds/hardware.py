@@ -33,7 +33,7 @@ GPUS = {
 }
 
 # Shares of what is stated that Transformers' code is taken to reach: chosen so that predictions lie
-# near what others published of 7B and 8B models on H100s, see `tests/test_speed.py`.
+# near what others published of 7B and 8B models on H100s, see `tests/planning/test_speed.py`.
 MATRICES = 0.6
 ATTENTION = 0.35
 ELEMENTWISE = 0.4  # of the memory's bandwidth

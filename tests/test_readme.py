@@ -6,22 +6,20 @@ import shlex
 import socket
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pages import commands, flags
 from runs import ROOT, llama_config
-from test_slurm_script import SBATCH
+from slurm_cluster import SBATCH
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gem_ds.attention import masks
 from gem_ds.corpus import docstrings
 from gem_ds.inference import memory_files
-from gem_ds.shards.config import PrepareConfig
-from gem_ds.training.config import TrainConfig
 
 README = (ROOT / "README.md").read_text()
 # Appended to a training command, so that it takes two steps instead of a thousand.
@@ -29,13 +27,6 @@ SHORT = "--steps 2 --rows-per-step 1 --alpha-start 1"
 # Only looked at, because they would install, repeat the tests' own work or need a cluster.
 LOOKED_AT = ("make", ".", "sbatch")
 SERVING = "python launch/serve.py "  # never ends; run by test_serving_docs
-
-
-def commands(text: str) -> list[str]:
-    """The commands of all bash blocks, one a line, continued lines joined."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 COMMANDS = commands(README)
@@ -63,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(base)
     for file in tokenizer_dir.iterdir():
         (base / file.name).write_bytes(file.read_bytes())
-    module = Path(docstrings.__file__).with_name("sources.py").read_text()
+    module = Path(docstrings.__file__).with_name("record_reader.py").read_text()
     entries = list(docstrings.entries_in(module, "sources"))
     docstrings.write(entries * 20, folder / "corpus.jsonl")
     (folder / "texts.txt").write_text("a text\nanother one\n")
@@ -144,19 +135,6 @@ def test_sbatch_commands_name_a_script_and_real_options() -> None:
         subprocess.run(["bash", "-n", ROOT / script], check=True)
         assert set(re.findall(r"--([a-z-]+)", options)) <= set(SBATCH)
         assert set(re.findall(r"--[a-z-]+", rest)) <= flags()
-
-
-def flags() -> set[str]:
-    """What the scripts take."""
-    names = {field.name for config in (TrainConfig, PrepareConfig) for field in fields(config)}
-    found = {f"--{name.replace('_', '-')}" for name in names}
-    scripts = [*(ROOT / "launch").glob("*.py"), *(ROOT / "data_prep").glob("*.py")]
-    shared = [ROOT / "gem_ds" / "plan_flags.py", ROOT / "gem_ds" / "embed_flags.py"]
-    for path in [*scripts, *shared]:
-        found |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', path.read_text()))
-    for path in [*shared, ROOT / "launch" / "encode.py"]:  # where the method has a shorter name
-        found |= set(re.findall(r'^\s+\w+\(\s*"(--[a-z-]+)"', path.read_text(), re.MULTILINE))
-    return found
 
 
 def test_flags_that_the_text_names_exist() -> None:

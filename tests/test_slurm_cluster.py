@@ -1,4 +1,4 @@
-"""tests/slurm_cluster.py: the cluster that other tests rely on really is one."""
+"""tests/support/slurm_cluster.py: the cluster that other tests rely on really is one."""
 
 import subprocess
 

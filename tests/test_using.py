@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exports import export_adapter
+from pages import commands, flags
 from runs import ROOT
-from test_readme import commands, flags
 
 TEXT = (ROOT / "docs" / "using.md").read_text()
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)

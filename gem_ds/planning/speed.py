@@ -10,7 +10,8 @@ transfers and the host's AdamW. Elementwise bytes are those of norms, rotations,
 losses, which Transformers computes operation by operation: each tensor that a layer keeps is taken
 as moved three times in the forward pass and four in the backward pass.
 
-Nothing of this was measured on a GPU here. `tests/test_speed.py` holds it to what others published.
+Nothing of this was measured on a GPU here. `tests/planning/test_speed.py` holds it to what others
+published.
 
 MFU = model operations / (seconds x peak): attention by the pairs that the mask has, no
 recomputation (`flops`).

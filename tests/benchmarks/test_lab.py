@@ -11,7 +11,7 @@ import torch
 import zstandard
 from exports import tiny
 from lab_runs import TABLE, Run, Table
-from test_readme import flags
+from pages import flags
 
 from gem_ds.corpus import docstrings
 from gem_ds.errors import InputError

@@ -10,7 +10,7 @@ from dataclasses import fields
 import pytest
 import torch
 from runs import ROOT, fp32, llama_config, metrics, random_shards, train
-from slurm_cluster import slurm, submit, wait
+from slurm_cluster import SBATCH, slurm, submit, wait
 
 from gem_ds import launcher
 from gem_ds.checkpoints.checkpoint import find, found, load_weights
@@ -18,11 +18,6 @@ from gem_ds.training.config import TrainConfig
 
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
 TEXT = SCRIPT.read_text()
-# The options of sbatch and srun that the script means to use.
-SBATCH = [
-    *("job-name", "nodes", "gpus-per-node", "ntasks-per-node", "cpus-per-task", "exclusive"),
-    *("time", "signal", "requeue", "open-mode", "output", "partition", "account"),
-]
 SRUN = ["cpus-per-task", "kill-on-bad-exit"]
 
 

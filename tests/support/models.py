@@ -38,6 +38,7 @@ FAMILIES = {
         "sliding_window": WINDOW,
     },
 }
+DENSE = [name for name in FAMILIES if name != "gpt_oss"]  # without a mixture of experts
 MIXED = bounds_from([(7, 1, 6), (9, 0, 0), (4, 1, 0), (1, 1, 5)])
 
 

@@ -11,10 +11,9 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from exports import TEXTS, gem_config, run_tokenizer
+from exports import TEXTS, gem_config, random_b, run_tokenizer
 from models import FAMILIES, tiny_model
 from sentence_transformers import SentenceTransformer
-from test_adapters import random_b
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from gem_ds.export import gem_embedding, gem_seal

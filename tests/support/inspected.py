@@ -18,7 +18,7 @@ from gem_ds.shards.config import PrepareConfig
 from gem_ds.shards.dataset import Shards
 from gem_ds.shards.manifest import Manifest
 
-SCRIPT = Path(__file__).parents[1] / "data_prep" / "inspect_shards.py"
+SCRIPT = Path(__file__).parents[2] / "data_prep" / "inspect_shards.py"
 ALL_KINDS = "plain=0.4,continuation=0.3,reconstruction=0.2,pair=0.1"
 OPTIONS = {"kinds": ALL_KINDS, "summary_tokens": 2, "epochs": 2}
 ODD = "spells <|summary_0|>, <|bos|> and <|eos|>; naïve 日本語 😀; \x1b[31mred\x1b[0m and \r; " * 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from exports import TEXTS, export_adapter, random_b
 from layouts import bounds_from
-from models import FAMILIES, MIXED, hidden_states, tiny_model
+from models import DENSE, MIXED, hidden_states, tiny_model
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -21,7 +21,6 @@ from gem_ds.layout import END
 from gem_ds.model import adapter_files, adapters, language_model
 
 SUMMARY = 63  # the token of tiny models that stands for a summary
-DENSE = [name for name in FAMILIES if name != "gpt_oss"]
 
 
 def adapted(family="llama", mode="summary", seed=0, dtype=torch.float32):

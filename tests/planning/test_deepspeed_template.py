@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from plans import LLAMA, launched, on, typed
 from runs import ROOT, random_shards
-from test_slurm_script import SBATCH
+from slurm_cluster import SBATCH
 
 from gem_ds.flags import parser_of
 from gem_ds.planning import deepspeed_template, plan, plan_flags

@@ -19,7 +19,7 @@ from gem_ds.shards.dataset import Row
 from gem_ds.shards.documents import CONTINUATION, KINDS, PLAIN
 from gem_ds.shards.manifest import Manifest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def random_row(rng, length, k, summary_tokens, n_vocab=400, gem_share=0.5, kind=CONTINUATION):

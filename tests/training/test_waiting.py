@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from frozen_text import adapted, batch_of, random_rows
 from models import FAMILIES, MIXED, hidden_states, tiny_model
-from test_prefill import adapted, batch_of, rows  # noqa: F401
 
 from gem_ds.attention import forward
 from gem_ds.attention.registry import attach, choose, make_plan
@@ -37,11 +37,11 @@ def test_a_forward_pass_asks_for_no_number(family):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["varlen", "flex"])
-def test_a_gpu_is_never_waited_for_in_a_micro_batch(rows, backend):  # noqa: F811
+def test_a_gpu_is_never_waited_for_in_a_micro_batch(backend):
     """In the second one: the first compiles kernels."""
     gem = adapted(hidden_size=64, head_dim=16).to("cuda", torch.bfloat16)
     for mode in ("default", "error"):
-        batch = batch_of(rows, backend)
+        batch = batch_of(random_rows(), backend)
         torch.cuda.set_sync_debug_mode(mode)
         try:
             out = gem(batch.to(torch.device("cuda")))

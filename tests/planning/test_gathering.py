@@ -2,29 +2,20 @@
 cases told by hand.
 
 That it is what DeepSpeed itself does is counted by benchmarks/communication.py, see
-tests/test_communication.py.
+tests/planning/test_communication.py.
 """
 
 from collections import Counter
 from dataclasses import replace
 
 import pytest
+from plans import SHAPE
 
 from gem_ds.model import architecture
 from gem_ds.planning import gathering
 from gem_ds.planning.zero3_trace import BaseTrace, Trace, Trained, Visit
 from gem_ds.planning.zero_settings import Zero
 
-SHAPE = replace(
-    architecture.BUILT_IN["llama3.1-8b"],
-    hidden=128,
-    layers=4,
-    heads=4,
-    kv_heads=2,
-    head_dim=32,
-    mlp=384,
-    vocab=2048,
-)
 PATIENT = Zero(persistence=0, max_reuse=10**9, max_live=10**9, prefetch_bucket=0)
 HASTY = replace(PATIENT, max_reuse=0)
 LAYER = replace(PATIENT, max_reuse=150_000)  # less than a layer

@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine for tests, by tests/cluster/slurm.sh."""
+"""A real SLURM of two nodes on this machine for tests, by tests/support/cluster/slurm.sh."""
 
 import os
 import re
@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+# The options of sbatch that the script of a training run means to use.
+SBATCH = [
+    *("job-name", "nodes", "gpus-per-node", "ntasks-per-node", "cpus-per-task", "exclusive"),
+    *("time", "signal", "requeue", "open-mode", "output", "partition", "account"),
+]
 SCRIPT = Path(__file__).parent / "cluster" / "slurm.sh"
 # A job in one of these states stays there, unless somebody requeues it.
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}

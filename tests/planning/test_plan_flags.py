@@ -7,9 +7,9 @@ import sys
 
 import plan_table
 import pytest
+from pages import commands
 from plans import launched, typed
 from runs import ROOT, random_shards
-from test_readme import commands
 
 from gem_ds.errors import InputError
 from gem_ds.model import architecture
@@ -124,7 +124,8 @@ def test_commands_of_the_documentation_run(tmp_path):
         done = subprocess.run(["bash", "-c", typed], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "my.json").exists()
-    # The others launch processes; tests/test_communication.py and test_memory.py run what they do.
+    # The others launch processes; tests/planning/test_communication.py and test_memory.py run what
+    # they do.
     scripts = {line.split()[1] for line in lines} - {"launch/plan.py"}
     assert scripts == {"benchmarks/communication.py", "benchmarks/memory_plan.py"}
     for line in set(lines) - set(plans):

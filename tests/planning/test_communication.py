@@ -4,7 +4,7 @@
 import communication as benchmark
 import pytest
 from planned import prepare
-from test_gathering import SHAPE
+from plans import SHAPE
 
 from gem_ds.planning import communication
 from gem_ds.planning.communication import Volume

@@ -13,8 +13,8 @@ from encode_evaluate_data import tiny_export
 from evaluated import place, run_eval, script
 from exports import unseal
 from hub_copies import SUBJECTS, gem16, mmlu
+from pages import commands
 from runs import ROOT
-from test_readme import commands
 
 from gem_ds.errors import InputError
 

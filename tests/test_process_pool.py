@@ -191,7 +191,7 @@ def test_workers_end_with_the_main_process(
     tmp_path: Path, number: signal.Signals, to_group: bool
 ) -> None:
     """Killed, ended, or interrupted by Ctrl-C, which goes to the whole group."""
-    code = f"import test_pool; test_pool.sleepers({str(tmp_path)!r})"
+    code = f"import test_process_pool; test_process_pool.sleepers({str(tmp_path)!r})"
     main = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

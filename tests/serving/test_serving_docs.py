@@ -11,10 +11,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from pages import commands
 from processes import until
 from runs import ROOT
 from serving import export_to_serve
-from test_readme import commands
 
 from gem_ds.serving.config import ServeConfig
 from gem_ds.serving.jobs import SLICE

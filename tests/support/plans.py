@@ -19,6 +19,18 @@ LLAMA = architecture.BUILT_IN["llama3.1-8b"]
 CONFIG = TrainConfig("", "", "", model="base", negatives="all", alpha_start=0, kl_to_base=2.0)
 KEEP = Job(LLAMA, H100S, Data(8192), config=CONFIG)
 
+# Of the model that several tests follow through ZeRO-3.
+SHAPE = replace(
+    architecture.BUILT_IN["llama3.1-8b"],
+    hidden=128,
+    layers=4,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    mlp=384,
+    vocab=2048,
+)
+
 
 def on(gpus, gpu="h100", job=KEEP, memory=None):
     found = hardware.GPUS[gpu]

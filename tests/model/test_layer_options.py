@@ -10,7 +10,7 @@ import torch
 from layouts import bounds_from
 from models import tiny_model
 from runs import random_base, small_llama
-from test_steps import assert_same, one_step
+from single_steps import assert_same, one_step
 from torch._dynamo.utils import counters
 
 from gem_ds import layout
