@@ -26,8 +26,8 @@ from rows import Result, measure
 from gem_ds.checkpoints import checkpoint
 from gem_ds.errors import run
 from gem_ds.flags import SEEDS, Parser, whole
-from gem_ds.stopping import StopRequest
-from gem_ds.training.health import Health
+from gem_ds.launcher import StopRequest
+from gem_ds.training.monitoring import Health
 from gem_ds.training.watchdog import Watchdog
 
 STEPS = 40

@@ -28,7 +28,7 @@ from gem_ds.errors import run
 from gem_ds.flags import Parser, real, whole
 from gem_ds.model import layer_options
 from gem_ds.model.cross_entropy import NextTokenLoss
-from gem_ds.model.recompute import Recompute
+from gem_ds.model.layer_options import Recompute
 
 STEPS, WARM = 6, 2
 FUSED = {"compile": layer_options.compile_parts, "liger": layer_options.apply_liger}

@@ -28,7 +28,7 @@ from gem_ds.attention.forward import Shaping
 from gem_ds.errors import run
 from gem_ds.flags import Parser, whole
 from gem_ds.model.cross_entropy import NextTokenLoss
-from gem_ds.planning.activations import FLOATS_AT_ONCE, LOGITS_AT_ONCE
+from gem_ds.model.flops import FLOATS_AT_ONCE, LOGITS_AT_ONCE
 
 LARGE = (16_384, 4_096, 128_256)  # tokens, hidden size, vocabulary: Llama 3.1 8B, two rows
 SMALL = (4_096, 320, 8_256)

@@ -30,13 +30,13 @@ print(seconds(int(sys.argv[3])))
 WORKER = """
 import sys, time
 from pathlib import Path
-from gem_ds.shards import local, unit_context, unit_worker
+from gem_ds.shards import executors, unit_context, unit_worker
 from gem_ds.shards.work_plan import Plan
 folder = Path(sys.argv[1])
 plan = Plan.load(folder)
 unit_context.load(folder, plan.digest)
 began = time.perf_counter()
-for unit in local.in_order(plan):
+for unit in executors.in_order(plan):
     unit_worker.write_unit(unit, lambda n: None, folder=folder, digest=plan.digest)
 print(time.perf_counter() - began)
 """

@@ -26,7 +26,7 @@ from resumes_states import STATES, State
 from gem_ds.checkpoints import checkpoint
 from gem_ds.errors import InputError, run
 from gem_ds.flags import Parser
-from gem_ds.training.lock import FILE
+from gem_ds.training.run_folder import LOCK
 from gem_ds.training.watchdog import FOLDER
 
 FLAGS = {"save_every": 2, "keep_last": 2, "alpha_start": 2, "rehearse": False}
@@ -82,7 +82,7 @@ def _content(path: Path) -> dict[str, str]:
     """Every file with its hash, and every folder, but signs of life."""
     found = {}
     for each in path.rglob("*"):
-        if each.name != FILE and FOLDER not in each.relative_to(path).parts:
+        if each.name != LOCK and FOLDER not in each.relative_to(path).parts:
             data = each.read_bytes() if each.is_file() else b""
             found[str(each.relative_to(path))] = hashlib.sha256(data).hexdigest()
     return found

@@ -18,7 +18,7 @@ from gem_ds.evaluation.evaluate import (
     untrained,
 )
 from gem_ds.inference.encoder import Encoder, Vectors
-from gem_ds.inference.written import shown
+from gem_ds.inference.generation import shown
 
 MIN_GAIN, MAX_LOSS = 2.0, 1.05  # the goals: retrieval times two, perplexity at most 5 % up
 N_MEASURED_TOKENS = 256

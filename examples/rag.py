@@ -14,7 +14,7 @@ import numpy as np
 from gem_ds import GemModel
 from gem_ds.errors import InputError, run
 from gem_ds.flags import Parser, whole
-from gem_ds.inference.written import shown
+from gem_ds.inference.generation import shown
 
 PASSAGE_TOKENS = 200
 ANSWER_TOKENS = 60

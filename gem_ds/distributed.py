@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gem_ds.errors import InputError
-from gem_ds.stopping import ended_by_interrupt
+from gem_ds.launcher import ended_by_interrupt
 
 T = TypeVar("T")
 

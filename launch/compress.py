@@ -3,16 +3,16 @@
 python launch/compress.py --model exports/gem --input texts.txt --output memories
 
 Writes a folder of files of up to 4,096 memories, or one file if --output ends in .safetensors.
-gem_ds.inference.memory_files.read gives what is in a file. Interrupted, the same command goes on
+gem_ds.memory_files.read gives what is in a file. Interrupted, the same command goes on
 and does what is missing; torchrun shares it among processes.
 """
 
-from gem_ds.corpus import embed_flags
+from gem_ds.corpus import text_files
 from gem_ds.errors import run
 
 
 def main() -> None:
-    flags = embed_flags.parser(__doc__)
+    flags = text_files.parser(__doc__)
     flags.add_argument("--output", required=True, metavar="PATH", help="folder, or .safetensors")
     args = flags.parse_args()
 

@@ -9,13 +9,13 @@ its share: torchrun --nproc-per-node 8 launch/encode.py …
 
 import sys
 
-from gem_ds.corpus import embed_flags
+from gem_ds.corpus import text_files
 from gem_ds.errors import InputError, run
 from gem_ds.flags import whole
 
 
 def main() -> None:
-    flags = embed_flags.parser(__doc__)
+    flags = text_files.parser(__doc__)
     add = flags.add_argument
     add("--output", default="-", metavar="FILE", help="default: standard output")
     add("--prompt", metavar="TEXT", help="put before each text")

@@ -3,7 +3,7 @@
 import sys
 
 from gem_ds.errors import run
-from gem_ds.stopping import listen
+from gem_ds.launcher import listen
 
 USAGE = """\
 Train a language model that embeds and generates.

@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from runs import ROOT
+from test_rooms import MODULES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = "core"
@@ -23,7 +24,7 @@ DECLARED = {
 }
 EXTRAS = set(GROUPS) - {CORE, "dev"}
 SHIPPED, OTHERS = ("gem_ds", "launch", "data_prep"), ("examples", "benchmarks", "tests")
-OWN = {path.stem for folder in OTHERS for path in (ROOT / folder).glob("*.py")} | {"gem_ds"}
+OWN = {path.stem for folder in OTHERS for path in (ROOT / folder).rglob("*.py")} | {"gem_ds"}
 # What no code here imports, and who needs it.
 USED_BY = {
     "ninja": "DeepSpeed, to compile what runs need",
@@ -68,12 +69,15 @@ def files(*folders: str) -> list[Path]:
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-@pytest.mark.parametrize("path", files(*SHIPPED, *OTHERS), ids=lambda p: str(p.relative_to(ROOT)))
-def test_what_is_imported_is_declared(path: Path) -> None:
-    shipped = path.relative_to(ROOT).parts[0] in SHIPPED
-    groups = [CORE, *EXTRAS, *([] if shipped else ["dev"])]
-    known = set().union(*(DECLARED[group] for group in groups))
-    assert set(imported(path)) - known == set()
+def test_what_is_imported_is_declared() -> None:
+    undeclared = {}
+    for path in files(*SHIPPED, *OTHERS):
+        shipped = path.relative_to(ROOT).parts[0] in SHIPPED
+        groups = [CORE, *EXTRAS, *([] if shipped else ["dev"])]
+        known = set().union(*(DECLARED[group] for group in groups))
+        if unknown := set(imported(path)) - known:
+            undeclared[path] = unknown
+    assert undeclared == {}
 
 
 def test_what_is_declared_is_imported_or_says_who_needs_it() -> None:
@@ -101,16 +105,13 @@ def needing(extra: str) -> set[str]:
     """The modules of gem_ds that cannot be imported without an extra."""
     alone = DECLARED[extra] - DECLARED[CORE]
     at_top = {}
-    for path in files("gem_ds"):
+    for module, path in MODULES.items():
         body = ast.parse(path.read_text()).body
         froms = [node for node in body if isinstance(node, ast.ImportFrom)]
         names = {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
-        at_top[path.stem] = {name.split(".")[1] for name in names if name.startswith("gem_ds.")}
-    found = {
-        path.stem
-        for path in files("gem_ds")
-        if alone & {n for n, top in imported(path).items() if top}
-    }
+        names |= {str(node.module) for node in froms}
+        at_top[module] = {name.removeprefix("gem_ds.") for name in names} & set(MODULES)
+    found = {m for m, p in MODULES.items() if alone & {n for n, top in imported(p).items() if top}}
     while more := {name for name, others in at_top.items() if others & found} - found:
         found |= more
     return found
@@ -130,15 +131,15 @@ def without(extra: str, code: str) -> subprocess.CompletedProcess[str]:
 
 
 # The modules that an extra is for: all others load without it.
-FOR = {"serve": "serv", "eval": "eval_", "cluster": "no module", "liger": "no module"}
+FOR = {"serve": "serving.", "eval": "evaluation.", "cluster": "no module", "liger": "no module"}
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
 def test_the_core_loads_without_an_extra(extra: str) -> None:
     need = needing(extra)
     assert {name for name in need if not name.startswith(FOR[extra])} == set()
-    names = [f"gem_ds.{path.stem}" for path in files("gem_ds") if path.stem not in need]
-    done = without(extra, f"import {', '.join(names).replace('gem_ds.__init__', 'gem_ds')}")
+    names = ["gem_ds", *(f"gem_ds.{module}" for module in MODULES if module not in need)]
+    done = without(extra, f"import {', '.join(names)}")
     assert done.returncode == 0, done.stderr
 
 
@@ -168,11 +169,12 @@ def test_a_command_without_its_extra_says_how_to_get_it(extra: str, command: str
 @pytest.mark.parametrize("executor", ["slurm", "ray"])
 def test_data_preparation_without_a_cluster_says_how_to_get_it(executor: str) -> None:
     code = f"""
-from gem_ds import cluster, errors
+from gem_ds import errors
+from gem_ds.shards import executors
 from gem_ds.shards.config import PrepareConfig
 from pathlib import Path
 config = PrepareConfig(input=["x"], tokenizer="x", output="x", executor={executor!r})
-errors.run(lambda: cluster.run(config, None, Path("x"), [0]))
+errors.run(lambda: executors.run(config, None, Path("x"), [0]))
 """
     done = without("cluster", code)
     assert done.returncode == 2, done.stderr

@@ -11,7 +11,7 @@ from models import FAMILIES, MIXED, hidden_states, tiny_model
 
 from gem_ds.attention.registry import attach, choose, make_plan
 from gem_ds.layout import is_gem
-from gem_ds.model.recompute import Recompute
+from gem_ds.model.layer_options import Recompute
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

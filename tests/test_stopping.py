@@ -20,7 +20,7 @@ from gem_ds.training.watchdog import FOLDER
 
 WAITS = """
 import contextlib, os, subprocess, sys, time
-from gem_ds.stopping import listen
+from gem_ds.launcher import listen
 request = listen()
 remembers = request.remembering() if "remember" in sys.argv else contextlib.nullcontext()
 if "child" in sys.argv:

@@ -1,4 +1,5 @@
-"""Files of texts that somebody gives: one text a line, or a field of JSON or of a table.
+"""Files of texts that somebody gives: one text a line, or a field of JSON or of a table; and the
+flags of the commands that read them.
 
 Every text counts, in its order, the empty ones too: there is an answer for each, so what cannot be
 read is refused, not left out. Standard input is a file like any other; it may be compressed.
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from gem_ds.corpus import record_reader
 from gem_ds.errors import InputError
+from gem_ds.flags import Parser, whole
 from gem_ds.inputs import compression, discovery, filesystem
 from gem_ds.inputs.discovery import ARROW, CSV, JSONL, PARQUET, TEXT, Input
 from gem_ds.inputs.records import NOT_TEXT, NOT_UTF8, Record, Skip, encodable
@@ -126,3 +128,25 @@ def _string(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise Skip(f"{NOT_TEXT} ({field})")
     return encodable(value)
+
+
+def parser(description: str | None) -> Parser:
+    found = Parser(description)
+    add = found.add_argument
+    add("--model", required=True, metavar="FOLDER", help="what launch/export.py wrote")
+    add("--input", default="-", metavar="FILE", help="default: standard input")
+    add(
+        "--format",
+        choices=["text", "jsonl", "csv", "parquet", "arrow"],
+        help="of the input: a text a line, or the field of a record; by its ending",
+    )
+    add("--field", default="text", metavar="NAME", help="default: %(default)s")
+    add("--id-field", metavar="NAME", help="default: the text's number, from 0")
+    add(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="what the model computes in; a GPU the weights' own, a CPU float32",
+    )
+    add("--verify", action="store_true", help="hash the whole model, not at its first load alone")
+    add("--batch-tokens", type=whole(1), default=8192, metavar="N", help="tokens at once")
+    return found

@@ -20,7 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from gem_ds.errors import InputError
-from gem_ds.model import tensor_file
+from gem_ds.model import lazy_tensors
 from gem_ds.model.adapter_files import check_finite
 
 PATTERNS = ("*.safetensors", "*.safetensors.index.json")
@@ -60,7 +60,7 @@ def write(
         check_finite({name: tensor})
         del tensor  # the shard alone holds it
         if len(shard) == len(split.filename_to_tensors[file]):
-            tensor_file.save(shard, folder / file, metadata={"format": "pt"})
+            lazy_tensors.save(shard, folder / file, metadata={"format": "pt"})
             del waiting[file], shard
     assert not waiting, f"never complete: {sorted(waiting)}"
     if split.is_sharded:

@@ -19,11 +19,11 @@ from gem_ds.corpus.long_texts import LongTexts
 from gem_ds.corpus.text_files import Text, TextFile
 from gem_ds.errors import InputError
 from gem_ds.export.gem_config import find_export, read_gem_config
-from gem_ds.inference import memory_files, part_files, vector_files
+from gem_ds.inference import memory_files, part_files
 from gem_ds.inference.encoder import Encoder
 from gem_ds.inference.gem_model import GemModel
+from gem_ds.inference.part_files import Vectors
 from gem_ds.inference.quantization import Precision
-from gem_ds.inference.vector_files import Vectors
 
 STDOUT = "-"
 PATIENCE = timedelta(minutes=30)  # with ranks that load the model more slowly
@@ -58,7 +58,7 @@ def embed(
     """
     device = _meet()
     if output != STDOUT:
-        vector_files.check(Path(output))
+        part_files.check(Path(output))
     _check_alone(source, output)
     encoder = Encoder.from_pretrained(model, device, _dtype(settings.dtype), verify=verify)
 
@@ -75,15 +75,15 @@ def embed(
         )
 
     if output == STDOUT:
-        vector_files.to_stdout(vectors(list(source.texts())))
+        part_files.to_stdout(vectors(list(source.texts())))
         return
     path = Path(output)
 
     def write(file: Path, texts: Sequence[Text]) -> None:
-        vector_files.write(file, [text.id for text in texts], vectors(texts), path.suffix)
+        part_files.write(file, [text.id for text in texts], vectors(texts), path.suffix)
 
     identity = {**_identity(model, source), **asdict(settings)}
-    part_files.run(source.texts(), identity, path, path.suffix, write, vector_files.join, part)
+    part_files.run(source.texts(), identity, path, path.suffix, write, part_files.join, part)
 
 
 def compress(

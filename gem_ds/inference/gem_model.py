@@ -27,10 +27,9 @@ from gem_ds.errors import InputError
 from gem_ds.export.gem_config import GemConfig, open_export
 from gem_ds.inference import encoder, generation, memories
 from gem_ds.inference.encoder import Encoder
-from gem_ds.inference.generation import Sampling
+from gem_ds.inference.generation import Sampling, Written, pieces
 from gem_ds.inference.memory_files import Memory
 from gem_ds.inference.quantization import Precision
-from gem_ds.inference.written import Written, pieces
 
 
 class GemModel:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gem_ds.errors import InputError, reason
 from gem_ds.files import replacing
-from gem_ds.model import tensor_file
+from gem_ds.model import lazy_tensors
 
 FORMAT = "gem_ds memories 1"
 
@@ -63,8 +63,7 @@ class Memory:
         found = read(path)
         if len(found) != 1:
             raise InputError(
-                f"{path} holds {len(found)} memories; read them with "
-                "gem_ds.inference.memory_files.read"
+                f"{path} holds {len(found)} memories; read them with gem_ds.memory_files.read"
             )
         return next(iter(found.values()))
 
@@ -89,7 +88,7 @@ def write(memories: Mapping[str, Memory], path: str | Path) -> None:
     metadata = {"format": FORMAT, **{name: json.dumps(value) for name, value in told.items()}}
     with replacing(Path(path)) as partial:
         tensors = {n: x.cpu().contiguous() for n, x in tensors.items()}
-        tensor_file.save(tensors, partial, metadata)
+        lazy_tensors.save(tensors, partial, metadata)
 
 
 def read(path: str | Path) -> dict[str, Memory]:

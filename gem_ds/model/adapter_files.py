@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from gem_ds.errors import InputError
-from gem_ds.model import tensor_file
+from gem_ds.model import lazy_tensors
 from gem_ds.model.lazy_tensors import Lazy, changed, renamed
 
 NAME = "default"  # peft's, of a model's only adapter
@@ -45,7 +45,7 @@ class Adapter:
         config.save_pretrained(str(folder))
         tensors = {f"base_model.model.{n}": t.to(dtype).contiguous() for n, t in self.lora.items()}
         check_finite(tensors)
-        tensor_file.save(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        lazy_tensors.save(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:

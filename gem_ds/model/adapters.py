@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gem_ds.corpus.draws import folded
+from gem_ds.corpus.mixture import folded
 from gem_ds.errors import InputError, reason
 from gem_ds.model.adapter_files import CONFIG, NAME, WEIGHTS, lora_config
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gem_ds.attention.forward import Shaping
-from gem_ds.planning.activations import columns, tokens_at_once
+from gem_ds.model.flops import columns, tokens_at_once
 
 
 class NextTokenLoss(nn.Module):

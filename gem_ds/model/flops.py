@@ -28,6 +28,14 @@ from gem_ds.attention.segments import SummaryAttention, segments
 from gem_ds.layout import Bounds
 from gem_ds.model.architecture import Shape
 
+# Logits that stand at once in the model's dtype, by device, and in fp32 (`model.cross_entropy`): so
+# few that a CPU's cache holds them, so many that a GPU is busy. They are of at least `LEAST`
+# tokens, and as many entries of the vocabulary.
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}
+FLOATS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
+LEAST = 64
+
+
 Trained = Literal["all", "summary", "everywhere"]  # all weights, or adapters at some tokens or all
 
 
@@ -148,3 +156,13 @@ def of_stream(
     again = recomputed_layers * (matrices + attention + lora - unneeded * (trained == "all"))
     again += head * 2 * counts.reference
     return Flops(layers + heads, again)
+
+
+def tokens_at_once(vocabulary: int, device: str = "cuda") -> int:
+    """Tokens whose logits stand at once."""
+    return max(LOGITS_AT_ONCE[device] // vocabulary, LEAST)
+
+
+def columns(tokens: int, device: str = "cuda") -> int:
+    """Entries of the vocabulary whose logits of so many tokens stand in fp32 at once."""
+    return max(FLOATS_AT_ONCE[device] // max(tokens, 1), LEAST)

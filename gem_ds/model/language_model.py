@@ -21,14 +21,14 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from gem_ds.attention import forward, registry
 from gem_ds.attention.two_pass import FirstPass, SecondPass
-from gem_ds.corpus.draws import folded
+from gem_ds.corpus.mixture import folded
 from gem_ds.errors import InputError, reason
 from gem_ds.model import base_model
 from gem_ds.model.batch import Batch
 from gem_ds.model.contrastive import ContrastiveOptions, aggregate, info_nce
 from gem_ds.model.cross_entropy import NextTokenLoss
 from gem_ds.model.kl_reference import Base, Reference, kl_to_base
-from gem_ds.model.recompute import Recompute
+from gem_ds.model.layer_options import Recompute
 
 VOCABULARY_MULTIPLE = 64  # rows of the embedding, for the matrix units
 NOISE = 0.02  # of the new rows, relative to the spread of the trained ones

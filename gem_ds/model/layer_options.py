@@ -1,16 +1,21 @@
-"""Few kernels for what stands between a layer's matrix products: norms and the MLP's activation.
+"""How layers are computed: norms and MLPs in few kernels, and what is computed again.
 
-Transformers computes these in many small steps, each of which reads and writes all activations.
-`compile_parts` has ``torch.compile`` make kernels of them; `apply_liger` takes Liger's, which have
-the rotary positions too. What they compute is the same, up to rounding.
+Transformers computes what stands between a layer's matrix products in many small steps, each of
+which reads and writes all activations. `compile_parts` has ``torch.compile`` make kernels of them;
+`apply_liger` takes Liger's, which have the rotary positions too. What they compute is the same, up
+to rounding. `Recompute` says what a layer keeps for its backward pass.
 """
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.attention.varlen  # defines its operator
 from torch import nn
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -92,3 +97,43 @@ def apply_liger(lm: Any) -> None:
             "or give --compile instead"
         )
     apply_liger_kernel(lm, LIGER)
+
+
+_ATEN = torch.ops.aten
+# What costs most of a layer's time: linear layers and fused attention. Results are a few times as
+# large as the layer's input. (Not batched products: attention that is made of those has scores.)
+PRODUCTS = [
+    *(_ATEN.mm.default, _ATEN.addmm.default),
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+    torch.ops.torch_attn._varlen_attn.default,
+    torch.ops.higher_order.flex_attention,
+]
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """Of every `every` layers the first keeps only its input, and computes itself again.
+
+    With `keep_products` it keeps the results of matrix products and attention too. With `offload`
+    what it keeps waits in the host's pinned memory.
+    """
+
+    every: int = 1
+    keep_products: bool = False
+    offload: bool = False
+
+    def apply(self, lm: Any) -> None:
+        """Make a Transformers language model's layers do so while it trains."""
+        how: dict[str, Any] = {"use_reentrant": False}  # ZeRO-3 fetches again in the second pass
+        if self.keep_products:
+            how["context_fn"] = partial(create_selective_checkpoint_contexts, PRODUCTS)
+        try:
+            lm.activation_checkpointing_enable(how, every_n_layers=self.every, offload=self.offload)
+        except ValueError as error:
+            raise InputError(
+                f"model family {lm.config.model_type!r} cannot recompute its layers; give "
+                "--gradient-checkpointing false"
+            ) from error

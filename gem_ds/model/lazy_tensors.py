@@ -1,11 +1,15 @@
 """Tensors by name that are computed when they are asked for, so that a model is never whole in
-memory. What one is computed from lives with who asks: `checkpoints.zero_reader`, `adapter_files`,
-`export.merge_base`.
-"""
+memory, and writing a file of tensors. What one is computed from lives with who asks:
+`checkpoints.zero_reader`, `adapter_files`, `export.merge_base`."""
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -42,3 +46,20 @@ def changed(
         return changes[name](weights[name]) if name in changes else weights[name]
 
     return Lazy({name: partial(compute, name) for name in weights})
+
+
+def save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a new safetensors file with the mode that the umask gives, as any other file has it.
+
+    Raises `OSError` where it cannot be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), path, metadata)  # replaces it by one that only its owner reads
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    path.chmod(mode)

@@ -16,14 +16,9 @@ vocabulary.
 """
 
 from gem_ds.model.architecture import Shape
+from gem_ds.model.flops import columns, tokens_at_once
 
 BACKWARD = 2  # times b I: three gradients in the MLP, when its product is no more needed
-# Logits that stand at once in the model's dtype, by device, and in fp32 (`model.cross_entropy`): so
-# few that a CPU's cache holds them, so many that a GPU is busy. They are of at least `LEAST`
-# tokens, and as many entries of the vocabulary.
-LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}
-FLOATS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
-LEAST = 64
 
 
 def layer(shape: Shape, b: int) -> float:
@@ -50,16 +45,6 @@ def kept(shape: Shape, b: int, checkpoint_every: int) -> float:
 def recomputed(layers: int, checkpoint_every: int) -> int:
     """How many layers are computed again: the first of every so many, as Transformers counts."""
     return -(-layers // checkpoint_every) if checkpoint_every else 0
-
-
-def tokens_at_once(vocabulary: int, device: str = "cuda") -> int:
-    """Tokens whose logits stand at once."""
-    return max(LOGITS_AT_ONCE[device] // vocabulary, LEAST)
-
-
-def columns(tokens: int, device: str = "cuda") -> int:
-    """Entries of the vocabulary whose logits of so many tokens stand in fp32 at once."""
-    return max(FLOATS_AT_ONCE[device] // max(tokens, 1), LEAST)
 
 
 def logits(shape: Shape, b: int, targets: int, device: str = "cuda") -> float:

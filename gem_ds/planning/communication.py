@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from gem_ds.model.architecture import Shape
-from gem_ds.planning import gathering
+from gem_ds.planning import zero3_trace
 from gem_ds.planning.zero3_trace import BaseTrace, Trace
 from gem_ds.planning.zero_settings import Zero
 
@@ -89,8 +89,8 @@ def step(
     if zero.stage == 2:
         return _zero2(trace, zero, ranks, micro_batches, contrastive)
     b = zero.weight_bytes
-    found = gathering.micro_batch(trace, zero)
-    kept = gathering.persistent(trace, zero)
+    found = zero3_trace.micro_batch(trace, zero)
+    kept = zero3_trace.persistent(trace, zero)
     every = sum(_padded(trace.numels[p], ranks) for p in found.parameters)
     once_kept = b * sum(_padded(trace.numels[p], ranks) for p in kept)
     trained = sum(_padded(n, ranks) for n, t in zip(trace.numels, trace.trained, strict=True) if t)
@@ -105,14 +105,14 @@ def step(
     persistent = sum(trace.numels[p] for p in kept)
     if base is not None:
         trace_of_base = _base_trace(base.shape, base.chunks)
-        of_base = gathering.micro_batch(trace_of_base, zero)
+        of_base = zero3_trace.micro_batch(trace_of_base, zero)
         gathered = b * sum(_padded(trace_of_base.numels[p], ranks) for p in of_base.parameters)
         if zero.hpz > 1:
             inside += micro_batches * gathered
         else:
             outside += micro_batches * gathered
         live += of_base.peak
-        whole = gathering.persistent(trace_of_base, zero)
+        whole = zero3_trace.persistent(trace_of_base, zero)
         persistent += sum(trace_of_base.numels[p] for p in whole)
     reduced = micro_batches * b * trained if ranks > 1 else 0
     if ranks == 1:

@@ -38,7 +38,7 @@ _log = logging.getLogger("uvicorn.error")  # the server's log
 class Listener(uvicorn.Server):
     """uvicorn's server, with limits on connections.
 
-    `ended` is asked whether to end, and `stopping` is called when it is to.
+    `ended` is asked whether to end, and `launcher` is called when it is to.
     """
 
     def __init__(

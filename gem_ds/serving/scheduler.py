@@ -22,10 +22,9 @@ from gem_ds.inference import generation
 from gem_ds.inference.gem_model import GemModel, sharing_weights
 from gem_ds.inference.generation_batch import DecodingBatch, places
 from gem_ds.serving.config import ServeConfig
-from gem_ds.serving.jobs import Ticket, ToEmbed, ToWrite, Writer
+from gem_ds.serving.jobs import Shares, Ticket, ToEmbed, ToWrite, Turns, Writer, gives_way
 from gem_ds.serving.metrics import Metrics
 from gem_ds.serving.schemas import ApiError
-from gem_ds.serving.turns import Shares, Turns, gives_way
 
 EMBED, WRITE = "embed", "write"
 TURN = 0.1  # seconds that a stream of texts takes about: whoever comes meanwhile waits for it

@@ -31,11 +31,10 @@ def serve(config: ServeConfig) -> None:
         import uvicorn
 
         from gem_ds.serving.connections import Listener
-        from gem_ds.serving.metrics import Metrics
+        from gem_ds.serving.metrics import Metrics, limit_log
         from gem_ds.serving.server import Server, application
     from gem_ds.attention.hf_config import longest_document
     from gem_ds.inference.gem_model import GemModel
-    from gem_ds.serving import log_limits
     from gem_ds.serving.deadlines import Deadlines
     from gem_ds.serving.readers import Readers
     from gem_ds.serving.request_inputs import ModelSizes
@@ -77,7 +76,7 @@ def serve(config: ServeConfig) -> None:
             ended=lambda: worker.failed,
             stopping=lambda: deadlines.stop(config.stop_seconds * REQUESTS_END),
         )
-        log_limits.install(metrics)
+        limit_log(metrics)
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.freeze()  # what is loaded stays; to look through it all again takes half a second
         worker.start()

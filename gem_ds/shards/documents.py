@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gem_ds import layout
-from gem_ds.corpus.draws import Draws
+from gem_ds.corpus.mixture import Draws
 from gem_ds.corpus.sentence_breaks import Breaks
 from gem_ds.corpus.tokenization import Ids
 from gem_ds.errors import InputError

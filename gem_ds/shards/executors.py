@@ -1,21 +1,31 @@
-"""Units done by a cluster: SLURM's job arrays or Ray, through the executors of datatrove.
+"""Who does the units: worker processes of this machine, SLURM's job arrays or Ray, through the
+executors of datatrove; and who may write in a folder meanwhile.
 
-Every task does its share of the units with the same worker processes as one machine would, so the
-shards are the same. What dies leaves units without a receipt; the same command does them again.
+Every task of a cluster does its share of the units with the same worker processes as one machine
+would, so the shards are the same. What dies leaves units without a receipt; the same command does
+them again. A folder is one run's alone, or that of several that do units of one plan, by a lock of
+the file system, which ends with its process. Tasks of a cluster hold it too, so that a run of this
+machine does not take the files that they are writing for leftovers.
 """
 
+import fcntl
+import functools
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from gem_ds import process_pool
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
-from gem_ds.shards import claim, finalize, local
+from gem_ds.shards import finalize, unit_context, unit_worker
 from gem_ds.shards.config import SLURM, PrepareConfig
 from gem_ds.shards.work_plan import Plan
 
@@ -33,11 +43,11 @@ class Share:
     workers: int
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        with claim.claimed(self.folder, alone=False):
+        with claimed(self.folder, alone=False):
             plan = Plan.load(self.folder)
-            left = set(local.missing(plan, self.folder))
+            left = set(missing(plan, self.folder))
             mine = [n for n in self.numbers[rank::world_size] if n in left]
-            local.do_units(plan, self.folder, mine, self.workers)
+            do_units(plan, self.folder, mine, self.workers)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Finish:
     max_bad_fraction: float
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        with claim.claimed(self.folder, alone=False):
+        with claimed(self.folder, alone=False):
             plan = Plan.load(self.folder)
             raise_if_missing(plan, self.folder)
             finalize.finish(plan, self.folder, self.max_bad_fraction)
@@ -56,11 +66,11 @@ class Finish:
 
 def raise_if_missing(plan: Plan, folder: Path) -> None:
     """Raise `InputError` unless all units are done."""
-    missing = local.missing(plan, folder)
-    if missing:
+    undone = missing(plan, folder)
+    if undone:
         raise InputError(
-            f"{len(missing):,} of {len(plan.units):,} units are not done, the first is "
-            f"{plan.where(min(missing))}; {folder / LOGS} tells why; run the same command again"
+            f"{len(undone):,} of {len(plan.units):,} units are not done, the first is "
+            f"{plan.where(min(undone))}; {folder / LOGS} tells why; run the same command again"
         )
 
 
@@ -175,3 +185,58 @@ def _ray(config: PrepareConfig, share: Share, tasks: int, logs: Path) -> None:
         cpus_per_task=share.workers,
         mem_per_cpu_gb=config.memory_gb,
     ).run()
+
+
+def in_order(plan: Plan) -> list[int]:
+    """All units, largest first, so that none is left over at the end."""
+    return sorted(range(len(plan.units)), key=lambda n: (-plan.weight(n), n))
+
+
+def missing(plan: Plan, folder: Path) -> list[int]:
+    """The units without a receipt, largest first."""
+    return [n for n in in_order(plan) if unit_context.receipt(folder, plan, n) is None]
+
+
+def do_units(plan: Plan, folder: Path, numbers: Sequence[int], workers: int) -> None:
+    """Do units in worker processes; see `process_pool.run` for what it raises."""
+    task = functools.partial(unit_worker.write_unit, folder=folder, digest=plan.digest)
+    bar = tqdm(
+        total=sum(map(plan.weight, numbers)),
+        unit="B",
+        unit_scale=True,
+        desc="sharding",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
+    with bar:
+        warn = functools.partial(tqdm.write, file=sys.stderr)
+        for _ in process_pool.run(task, numbers, workers, plan.where, bar.update, warn):
+            pass
+
+
+LOCK = "lock"
+
+
+@contextmanager
+def claimed(output: Path, alone: bool) -> Iterator[Callable[[], None]]:
+    """The folder, ours: alone, or beside others. What it yields lets others in from then on.
+
+    Raises `InputError` if it holds files that are not ours, or if another run writes there that
+    this one must not share it with.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / LOCK
+    if any(output.iterdir()) and not path.exists():  # ours begin with the lock
+        raise InputError(f"{output} holds files that are not ours; give a new --output")
+    with path.open("a") as lock:
+
+        def share() -> None:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is writing {output}; wait for it") from error
+        except OSError:
+            pass  # a file system without locks: two runs would do the same work twice, no worse
+        yield share

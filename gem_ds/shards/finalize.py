@@ -11,8 +11,7 @@ from gem_ds.inputs import discovery
 from gem_ds.inputs.records import is_bad
 from gem_ds.shards import unit_context
 from gem_ds.shards.documents import KINDS
-from gem_ds.shards.manifest import FileEntry, Manifest
-from gem_ds.shards.tally import Tally
+from gem_ds.shards.manifest import FileEntry, Manifest, Tally
 from gem_ds.shards.work_plan import Plan
 
 QUARANTINE = "quarantine.jsonl"

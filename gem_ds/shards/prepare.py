@@ -26,7 +26,7 @@ from gem_ds.corpus.tokenization import Vocabulary
 from gem_ds.errors import InputError
 from gem_ds.inputs import discovery
 from gem_ds.inputs.discovery import Input
-from gem_ds.shards import claim, dataset, executors, finalize, local, unit_context, work_plan
+from gem_ds.shards import dataset, executors, finalize, unit_context, work_plan
 from gem_ds.shards.config import LOCAL, RAY, PrepareConfig
 from gem_ds.shards.documents import RECONSTRUCTION
 from gem_ds.shards.manifest import MANIFEST, TOKENIZER, Manifest
@@ -64,7 +64,7 @@ def prepare(config: PrepareConfig) -> Manifest | None:
     try:
         here = config.executor == LOCAL and not config.share
         planned = config.share or (output / PLAN).exists()
-        with claim.claimed(output, alone=here or not planned) as let_others_in:
+        with executors.claimed(output, alone=here or not planned) as let_others_in:
             if here:
                 for folder in (output, output / unit_context.UNITS):
                     files.remove_leftovers(folder, dead_only=True)
@@ -75,7 +75,7 @@ def prepare(config: PrepareConfig) -> Manifest | None:
             if not here:
                 let_others_in()
             _work(config, plan, output)
-            missing = local.missing(plan, output)
+            missing = executors.missing(plan, output)
             if config.share:  # others do theirs: the manifest is for who comes after all of them
                 print(f"{output}: share {config.share} is done, {len(missing):,} units are missing")
             if missing or config.share:
@@ -221,11 +221,11 @@ def _check_space(output: Path, found: list[Input], asked: dict[str, Any]) -> Non
 
 def _work(config: PrepareConfig, plan: Plan, output: Path) -> None:
     """Do what is missing, or have a cluster do it."""
-    missing = local.missing(plan, output)
+    missing = executors.missing(plan, output)
     if config.executor == LOCAL:
-        share = set(config.share_of(local.in_order(plan)))
+        share = set(config.share_of(executors.in_order(plan)))
         mine = [n for n in missing if n in share]
-        local.do_units(plan, output, mine, config.workers or process_pool.cores())
+        executors.do_units(plan, output, mine, config.workers or process_pool.cores())
         return
     executors.run(config, plan, output, missing)
     if config.executor == RAY:

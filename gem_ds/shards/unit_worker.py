@@ -13,13 +13,11 @@ from gem_ds.corpus import record_reader
 from gem_ds.errors import InputError
 from gem_ds.inputs import discovery
 from gem_ds.inputs.records import Record, Skip
-from gem_ds.shards import dataset, documents, texts, unit_context
+from gem_ds.shards import dataset, documents, unit_context
 from gem_ds.shards.documents import Document
-from gem_ds.shards.manifest import FileEntry
+from gem_ds.shards.manifest import FileEntry, Quarantine, Tally
 from gem_ds.shards.packing import Packer
-from gem_ds.shards.tally import Quarantine, Tally
-from gem_ds.shards.texts import Text
-from gem_ds.shards.unit_context import Job
+from gem_ds.shards.unit_context import Job, Text
 
 WINDOW_TOKENS = 1 << 20  # packed together, which bounds memory: 4 MiB
 WINDOW_TEXTS = 1 << 15
@@ -135,7 +133,7 @@ class _Unit:
             drawn = [(record, self.job.draws(record, part)) for record in block.records]
             self.tally.records += sum(len(draws) for _, draws in drawn)
             recipe = self.job.recipes[plan.inputs[part.input].source]
-            yield from texts.encode(drawn, recipe, self.job, self._skip)
+            yield from unit_context.encode(drawn, recipe, self.job, self._skip)
             self.n_lines[block.part] = block.n_lines
             at = starts[block.part] + block.position
             self.progress(at - done)

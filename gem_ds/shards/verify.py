@@ -22,8 +22,7 @@ from gem_ds.layout import END, START
 from gem_ds.shards import unit_context
 from gem_ds.shards.dataset import AGAIN, Row, Shards
 from gem_ds.shards.documents import KINDS, PLAIN
-from gem_ds.shards.manifest import MANIFEST, TOKENIZER, Manifest
-from gem_ds.shards.tally import Tally
+from gem_ds.shards.manifest import MANIFEST, TOKENIZER, Manifest, Tally
 from gem_ds.shards.work_plan import PLAN, Plan
 
 REDO = f"remove it and {MANIFEST} and repeat the shard.py command, which does what is missing"

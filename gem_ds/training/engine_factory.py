@@ -5,15 +5,16 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.utils import set_z3_leaf_module
+from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
-from gem_ds.attention import probe, registry
+from gem_ds.attention import forward, probe, registry
 from gem_ds.corpus import tokenization
 from gem_ds.errors import InputError
 from gem_ds.model import adapters, language_model, layer_options
 from gem_ds.model.contrastive import ContrastiveOptions
-from gem_ds.model.frozen_base import FrozenBase, frozen_config
-from gem_ds.model.recompute import Recompute
+from gem_ds.model.kl_reference import Reference
+from gem_ds.model.layer_options import Recompute
 from gem_ds.shards.manifest import Manifest
 from gem_ds.training import deepspeed_keys, extensions
 from gem_ds.training.config import TrainConfig
@@ -104,7 +105,7 @@ def _partitioned(ds_config: dict[str, Any]) -> HfDeepSpeedConfig | None:
 
 def _build_base(
     config: TrainConfig, ds_config: dict[str, Any], manifest: Manifest, hf_config: Any
-) -> FrozenBase:
+) -> "FrozenBase":
     """The base as it was before training, to be compared with."""
     ds_config = frozen_config(ds_config)
     partitioned = _partitioned(ds_config)
@@ -158,3 +159,48 @@ def new_tokens(config: TrainConfig, manifest: Manifest) -> list[int]:
             f"shard again with --tokenizer {config.model}"
         )
     return manifest.summary_tokens
+
+
+def frozen_config(ds_config: dict[str, Any]) -> dict[str, Any]:
+    """The DeepSpeed configuration of a model without optimizer beside one that has `ds_config`."""
+    zero = ds_config.get("zero_optimization", {})
+    kept = {key: value for key, value in zero.items() if key != "offload_optimizer"}
+    return {**ds_config, "zero_optimization": kept if zero.get("stage") == 3 else {"stage": 0}}
+
+
+class _Hidden(nn.Module):
+    """A language model whose forward gives hidden states."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, reference: Reference) -> Tensor:
+        return language_model.hidden_states(self.lm, reference)
+
+
+class FrozenBase:
+    """A `model.kl_reference.Base` with weights of its own, frozen, in an engine of its own.
+
+    It lies as the trained model's parameters do: partitioned over the ranks under ZeRO-3, whole on
+    every rank otherwise.
+    """
+
+    def __init__(self, lm: Any, vocab_size: int, ds_config: dict[str, Any]) -> None:
+        """`ds_config` is of `frozen_config`, and `lm` of `language_model.load`, partitioned by
+        it."""
+        self.vocab_size = vocab_size
+        module = _Hidden(lm.requires_grad_(False)).eval()
+        self._engine, *_ = deepspeed.initialize(model=module, config=ds_config)
+        self._engine.eval()
+
+    @torch.no_grad()
+    def hidden(self, reference: Reference) -> Tensor:
+        hidden_SC: Tensor = self._engine(reference)
+        return hidden_SC[: len(reference.index)]
+
+    @torch.no_grad()
+    def logits(self, hidden_nC: Tensor) -> Tensor:
+        # The head by itself: a forward of the whole engine would begin another trace of the order
+        # in which ZeRO-3 is to fetch parameters.
+        return forward.logits(self._engine.module.lm, hidden_nC)

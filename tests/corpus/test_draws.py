@@ -1,6 +1,6 @@
 from collections import Counter
 
-from gem_ds.corpus.draws import Draws, folded
+from gem_ds.corpus.mixture import Draws, folded
 
 
 def test_the_numbers_are_splitmix64() -> None:

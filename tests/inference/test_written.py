@@ -7,7 +7,7 @@ import pytest
 import tokenizer_families
 
 from gem_ds.corpus import tokenization
-from gem_ds.inference.written import Written, pieces
+from gem_ds.inference.generation import Written, pieces
 
 TEXT = "A naïve café, 漢字 and 😀. The end of it? Not yet; the end."
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gem_ds.attention.forward import Shaping
 from gem_ds.model.cross_entropy import NextTokenLoss
-from gem_ds.planning.activations import FLOATS_AT_ONCE, LEAST, LOGITS_AT_ONCE
+from gem_ds.model.flops import FLOATS_AT_ONCE, LEAST, LOGITS_AT_ONCE
 
 N, C, V = 150, 16, 331
 

@@ -17,7 +17,7 @@ from gem_ds import layout
 from gem_ds.attention import forward, registry
 from gem_ds.errors import InputError
 from gem_ds.model import layer_options
-from gem_ds.model.recompute import Recompute
+from gem_ds.model.layer_options import Recompute
 from gem_ds.training.config import TrainConfig
 
 # Of one process in which one run comes after the other: a norm and an MLP that are trained, of a

@@ -8,7 +8,7 @@ from models import MIXED, hidden_states, tiny_model
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gem_ds.model.recompute import PRODUCTS, Recompute
+from gem_ds.model.layer_options import PRODUCTS, Recompute
 
 LAYERS = 4
 HOW = {

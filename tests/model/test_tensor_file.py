@@ -11,7 +11,7 @@ from helpers import small_disk
 from safetensors.torch import load_file
 
 from gem_ds import GemModel
-from gem_ds.model import tensor_file
+from gem_ds.model import lazy_tensors
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002, 0o077])
@@ -27,7 +27,7 @@ def mode(path: Path) -> int:
 
 
 def test_a_file_has_the_mode_of_any_other(expected: int, tmp_path: Path) -> None:
-    tensor_file.save({"x": torch.ones(3)}, tmp_path / "x.safetensors")
+    lazy_tensors.save({"x": torch.ones(3)}, tmp_path / "x.safetensors")
     assert mode(tmp_path / "x.safetensors") == expected
     assert load_file(tmp_path / "x.safetensors")["x"].tolist() == [1, 1, 1]
 
@@ -44,4 +44,4 @@ def test_all_files_of_an_export_and_memories_do(
 
 def test_a_full_disk_is_the_error_of_a_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1) as disk, pytest.raises(OSError, match="No space left"):
-        tensor_file.save({"x": torch.ones(10**6)}, disk / "x.safetensors")
+        lazy_tensors.save({"x": torch.ones(10**6)}, disk / "x.safetensors")

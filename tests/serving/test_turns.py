@@ -3,8 +3,7 @@
 import asyncio
 from typing import NamedTuple
 
-from gem_ds.serving.jobs import Ticket
-from gem_ds.serving.turns import BEHIND, CREDIT, Shares, Turns, gives_way
+from gem_ds.serving.jobs import BEHIND, CREDIT, Shares, Ticket, Turns, gives_way
 
 
 def tickets(*clients: str) -> list[Ticket]:

@@ -16,7 +16,7 @@ from processes import until
 from surviving import assert_finishes, assert_unfinished, begin, command, config, write_corpus
 
 from gem_ds.errors import InputError
-from gem_ds.shards import claim, executors, prepare
+from gem_ds.shards import executors, prepare
 from gem_ds.shards.manifest import MANIFEST
 
 
@@ -123,7 +123,7 @@ def test_a_run_and_tasks_of_a_cluster_keep_each_other_out(
     plan = begin(corpus, tokenizer_dir, output)
     living = output / "shard-00000.parquet.another-host-7.tmp"
     living.touch()
-    with claim.claimed(output, alone=False):
+    with executors.claimed(output, alone=False):
         with pytest.raises(InputError, match="another run is writing"):
             prepare.prepare(config(corpus, tokenizer_dir, output))
         assert living.exists()
@@ -131,7 +131,7 @@ def test_a_run_and_tasks_of_a_cluster_keep_each_other_out(
         task(None, 0, 3)
     assert living.exists()
     assert len(assert_unfinished(output, killed=True)) == 2
-    with claim.claimed(output, alone=True):
+    with executors.claimed(output, alone=True):
         for other in (task, executors.Finish(output, 0.5)):
             with pytest.raises(InputError, match="another run is writing"):
                 other(None, 1, 3)
@@ -139,9 +139,9 @@ def test_a_run_and_tasks_of_a_cluster_keep_each_other_out(
 
 
 def test_who_submits_lets_the_tasks_in(tmp_path: Path) -> None:
-    with claim.claimed(tmp_path / "out", alone=True) as let_others_in:
+    with executors.claimed(tmp_path / "out", alone=True) as let_others_in:
         let_others_in()
-        with claim.claimed(tmp_path / "out", alone=False):
+        with executors.claimed(tmp_path / "out", alone=False):
             pass
 
 

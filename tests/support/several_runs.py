@@ -23,8 +23,8 @@ from processes import free_port, until
 from torch._dynamo.utils import counters
 
 from gem_ds import distributed
+from gem_ds.launcher import StopRequest
 from gem_ds.model import kl_reference, language_model
-from gem_ds.stopping import StopRequest
 from gem_ds.training import setup, trainer
 from gem_ds.training.config import TrainConfig
 

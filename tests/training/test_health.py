@@ -1,11 +1,11 @@
-"""gem_ds.training.health: losses that leap."""
+"""gem_ds.training.monitoring: losses that leap."""
 
 import json
 from pathlib import Path
 
 import torch
 
-from gem_ds.training.health import Health
+from gem_ds.training.monitoring import Health
 
 
 def test_a_loss_that_leaps_is_told_and_its_rows_are_written_down(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""gem_ds.training.lock: one job at a time in a run's folder, on this machine and on others."""
+"""gem_ds.training.run_folder: one job at a time in a run's folder, on this machine and on
+others."""
 
 import json
 import os
@@ -13,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from gem_ds.errors import InputError
-from gem_ds.training.lock import FILE, Lock
+from gem_ds.training.run_folder import LOCK, Lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from gem_ds.training.lock import Lock
+from gem_ds.training.run_folder import Lock
 lock = Lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -56,7 +57,7 @@ OWNER = {"host": "elsewhere", "pid": 7, "job": "12", "time": 0.0}
 def test_a_dead_job_of_another_machine_is_waited_for_a_little(
     ahead: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / FILE).write_text(json.dumps({**OWNER, "time": time.time() + ahead}))
+    (tmp_path / LOCK).write_text(json.dumps({**OWNER, "time": time.time() + ahead}))
     began = time.monotonic()
     Lock(tmp_path, sign_seconds=0.1).release()
     assert 0.3 <= time.monotonic() - began < 3
@@ -67,12 +68,12 @@ def test_a_dead_job_of_another_machine_is_waited_for_a_little(
 @pytest.mark.parametrize("ahead", [-1e6, 1e6])
 def test_a_job_of_another_machine_that_lives_keeps_it(ahead: float, tmp_path: Path) -> None:
     """There the file system's lock may not be seen."""
-    (tmp_path / FILE).write_text(json.dumps(OWNER))
+    (tmp_path / LOCK).write_text(json.dumps(OWNER))
 
     def live() -> None:
         for _ in range(20):
             time.sleep(0.05)
-            (tmp_path / FILE).write_text(json.dumps({**OWNER, "time": time.time() + ahead}))
+            (tmp_path / LOCK).write_text(json.dumps({**OWNER, "time": time.time() + ahead}))
 
     thread = threading.Thread(target=live)
     thread.start()
@@ -82,8 +83,8 @@ def test_a_job_of_another_machine_that_lives_keeps_it(ahead: float, tmp_path: Pa
 
 
 def test_a_job_of_another_machine_that_ends_gives_it_back(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text(json.dumps(OWNER))
-    thread = threading.Timer(0.2, lambda: (tmp_path / FILE).write_text(""))
+    (tmp_path / LOCK).write_text(json.dumps(OWNER))
+    thread = threading.Timer(0.2, lambda: (tmp_path / LOCK).write_text(""))
     thread.start()
     began = time.monotonic()
     Lock(tmp_path, sign_seconds=10).release()
@@ -95,12 +96,12 @@ def test_a_job_of_another_machine_that_ends_gives_it_back(tmp_path: Path) -> Non
 def test_a_lock_that_cannot_be_read_is_of_an_unknown_machine(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / LOCK).write_bytes(content)
     Lock(tmp_path, sign_seconds=0.01).release()
     assert "was left by process unknown on an unknown machine" in capsys.readouterr().err
 
 
 def test_a_lock_that_is_a_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / FILE).mkdir()
+    (tmp_path / LOCK).mkdir()
     with pytest.raises(InputError, match=r"lock\.json is a folder; remove it"):
         Lock(tmp_path)

@@ -64,9 +64,9 @@ def test_contradictions_are_refused_with_a_cure(made, tokenizer_dir, tmp_path):
 
 def test_a_run_that_saves_nothing_says_so_when_it_is_stopped(made, tmp_path):
     code = (
-        "import sys; from gem_ds import errors, stopping\n"
+        "import sys; from gem_ds import errors, launcher\n"
         "from gem_ds.training import config, trainer\n"
-        "request = stopping.StopRequest()\n"
+        "request = launcher.StopRequest()\n"
         "request.made = True\n"
         "shards, deepspeed, model, output = sys.argv[1:]\n"
         "told = config.TrainConfig(shards, output, deepspeed, config=model, save=False)\n"

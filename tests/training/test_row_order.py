@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from gem_ds.shards import row_order as module
-from gem_ds.shards.row_order import row_order
+from gem_ds.training import data_loader
+from gem_ds.training.data_loader import row_order
 
 
 def test_the_order_is_the_one_written_down() -> None:
@@ -29,7 +29,7 @@ def test_it_is_a_permutation_of_seed_and_epoch(n: int) -> None:
 
 def test_how_many_bits_are_drawn_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = row_order(1000, 2, 3).tolist()
-    monkeypatch.setattr(module, "DRAWN", 1)
+    monkeypatch.setattr(data_loader, "DRAWN", 1)
     assert row_order(1000, 2, 3).tolist() == whole
 
 
