@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import zstandard
 from fuzz_cases import BINARY, BOM, FIELDS, Case
 
+from gem_ds.corpus.records import place_of, record_id
 from gem_ds.files import sha256
-from gem_ds.inputs.records import place_of, record_id
 from gem_ds.shards.dataset import Shards
 from gem_ds.shards.finalize import QUARANTINE
 

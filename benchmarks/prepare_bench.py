@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gem_ds.corpus import record_reader
-from gem_ds.inputs import discovery
-from gem_ds.inputs.records import Skip
+from gem_ds.corpus import discovery, record_reader
+from gem_ds.corpus.records import Skip
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = 8192

@@ -7,8 +7,8 @@ gem_ds.memory_files.read gives what is in a file. Interrupted, the same command 
 and does what is missing; torchrun shares it among processes.
 """
 
-from gem_ds.corpus import text_files
 from gem_ds.errors import run
+from gem_ds.inference import text_files
 
 
 def main() -> None:
@@ -16,8 +16,8 @@ def main() -> None:
     flags.add_argument("--output", required=True, metavar="PATH", help="folder, or .safetensors")
     args = flags.parse_args()
 
-    from gem_ds.corpus.text_files import TextFile
     from gem_ds.inference import embed_files  # after the arguments, so that help comes at once
+    from gem_ds.inference.text_files import TextFile
 
     embed_files.compress(
         args.model,

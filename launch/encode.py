@@ -9,9 +9,9 @@ its share: torchrun --nproc-per-node 8 launch/encode.py …
 
 import sys
 
-from gem_ds.corpus import text_files
 from gem_ds.errors import InputError, run
 from gem_ds.flags import whole
+from gem_ds.inference import text_files
 
 
 def main() -> None:
@@ -32,8 +32,8 @@ def main() -> None:
     if args.output == "-" and sys.stdout.isatty():
         raise InputError("the vectors are binary; name a file with --output or redirect to one")
 
-    from gem_ds.corpus.text_files import TextFile
     from gem_ds.inference import embed_files  # after the arguments, so that help comes at once
+    from gem_ds.inference.text_files import TextFile
 
     embed_files.embed(
         args.model,

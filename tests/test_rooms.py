@@ -22,12 +22,19 @@ ORDER = (
     ("serving", "evaluation"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-LIGHT = ("inputs", "corpus", "shards", "planning")  # load without torch
+LIGHT = ("corpus", "shards", "planning")  # load without torch
 HEAVY = {"shards.mask_image", "corpus.docstrings"}  # but these, which only few commands load
 LIGHT_MODULES = (
     *("training.config", "training.recipes", "training.deepspeed_config", "training.watchdog"),
     *("serving.config", "serving.schemas", "serving.request_inputs", "serving.readers"),
-    *("launcher", "process_pool", "hardware", "model.architecture", "model.flops"),
+    *(
+        "launcher",
+        "process_pool",
+        "inference.text_files",
+        "hardware",
+        "model.architecture",
+        "model.flops",
+    ),
 )
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

@@ -18,9 +18,9 @@ import numpy as np
 from tokenizers import AddedToken
 
 from gem_ds.corpus import tokenization
+from gem_ds.corpus.records import Skip, encodable
 from gem_ds.corpus.tokenization import Ids, Vocabulary
 from gem_ds.errors import InputError
-from gem_ds.inputs.records import Skip, encodable
 
 LONGEST = 1 << 20  # characters: a chat is encoded in one piece
 NOW = "strftime_now("

@@ -2,19 +2,19 @@
 
 A part is what can be read by itself: a stretch of a file between line breaks, row groups, rows.
 Each record has the place where it begins, which names it whatever the parts are. `records` decodes
-one, so one bad byte costs its record, never its file. `inputs.discovery` says what inputs there are
-and `shards.work_plan` how they are cut into parts; `inputs.streams`, `inputs.json_documents`,
-`inputs.delimited` and `tables` read the formats.
+one, so one bad byte costs its record, never its file. `corpus.discovery` says what inputs there are
+and `shards.work_plan` how they are cut into parts; `corpus.streams`, `corpus.json_documents`,
+`corpus.tables` and `tables` read the formats.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gem_ds.inputs import delimited, filesystem, json_documents, streams, tables
-from gem_ds.inputs.discovery import ARROW, CSV, JSON, JSONL, STREAMED, TEXT, Input
-from gem_ds.inputs.records import Record, is_blank, record_id
-from gem_ds.inputs.streams import Raw, Stream
+from gem_ds.corpus import filesystem, json_documents, streams, tables
+from gem_ds.corpus.discovery import ARROW, CSV, JSON, JSONL, STREAMED, TEXT, Input
+from gem_ds.corpus.records import Record, is_blank, record_id
+from gem_ds.corpus.streams import Raw, Stream
 
 BLOCK_RECORDS = 1 << 14
 UNITS = ("paragraph", "file")
@@ -53,7 +53,7 @@ def blocks(
     columns: Callable[[Input], Sequence[str]],
     text_unit: str = "paragraph",
 ) -> Iterator[Block]:
-    """All records of some parts, in order, in blocks of about `inputs.streams.BLOCK_BYTES`.
+    """All records of some parts, in order, in blocks of about `corpus.streams.BLOCK_BYTES`.
 
     `columns` says which fields of an input will be asked for; a table without one of them raises
     `InputError`, as does a damaged file. A record of plain text is a paragraph (what lies between
@@ -130,7 +130,7 @@ class Reader(Stream):
         if form == JSON:
             return json_documents.records(self, columns)
         if form == CSV:
-            return delimited.rows(self, columns)
+            return tables.csv_rows(self, columns)
         if form == TEXT:
             return self.whole() if text_unit == "file" else self.paragraphs()
         return (raw for raw in self.lines() if not is_blank(raw.item))

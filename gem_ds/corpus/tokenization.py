@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 
 from gem_ds.errors import InputError
-from gem_ds.inputs.hub_names import check_path
+from gem_ds.files import check_path
 
 Ids = npt.NDArray[np.int32]
 SUMMARY_NAME = re.compile(r"<\|summary_\d+\|>")

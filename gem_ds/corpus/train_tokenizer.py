@@ -9,10 +9,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from gem_ds.corpus import record_reader
+from gem_ds.corpus import discovery, record_reader
+from gem_ds.corpus.records import EMPTY, Skip
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery
-from gem_ds.inputs.records import EMPTY, Skip
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 N_BYTES = 256

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gem_ds import files
 from gem_ds.errors import InputError
 from gem_ds.export import gem_seal
 from gem_ds.export.gem_config import GEM_CONFIG, check_seal, open_export
 from gem_ds.files import replacing, sha256
-from gem_ds.inputs import hub_names
 from gem_ds.model import adapter_files
 
 Unit = TypeVar("Unit")
@@ -47,7 +47,7 @@ def candidate(folder: Path) -> Candidate:
     Raises `InputError` for a folder that is neither an export nor one of SentenceTransformers, or
     that is not as it was exported.
     """
-    hub_names.check_path(folder, "name an export or a SentenceTransformers folder with --model")
+    files.check_path(folder, "name an export or a SentenceTransformers folder with --model")
     folder = folder.resolve()
     if (folder / GEM_CONFIG).is_file():
         folder = folder.parent
@@ -55,24 +55,24 @@ def candidate(folder: Path) -> Candidate:
     if is_export:
         adapted = open_export(folder, verify=True)[1].adapter
         parts = ["model", adapter_files.FOLDER] if adapted else ["model"]
-        files = [path for part in parts for path in (folder / part).rglob("*")]
+        paths = [path for part in parts for path in (folder / part).rglob("*")]
     elif (folder / "modules.json").is_file():
         if (folder / gem_seal.SEAL).exists():
             check_seal(folder, whole=True)
-        files = list(folder.rglob("*"))
+        paths = list(folder.rglob("*"))
     else:
         raise InputError(
             f"{folder} holds neither what launch/export.py writes (model/{GEM_CONFIG}) nor a "
             "SentenceTransformers model (modules.json); name such a folder with --model"
         )
     name = re.sub(r"[^\w.-]", "_", folder.name)
-    return Candidate(folder, is_export, f"local/{name}", digest(folder, files))
+    return Candidate(folder, is_export, f"local/{name}", digest(folder, paths))
 
 
-def digest(root: Path, files: Iterable[Path]) -> str:
+def digest(root: Path, paths: Iterable[Path]) -> str:
     """20 hexadecimal digits of files' names below `root` and content; hidden ones left out."""
     whole = hashlib.sha256()
-    for path in sorted(files):
+    for path in sorted(paths):
         inside = path.relative_to(root)
         if path.is_file() and not any(part.startswith((".", "__")) for part in inside.parts):
             whole.update(f"{inside.as_posix()}\0{sha256(path)}\n".encode())

@@ -14,12 +14,11 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 
-from gem_ds.corpus import record_reader
+from gem_ds.corpus import discovery, record_reader
+from gem_ds.corpus.discovery import CSV, PARQUET, Input
+from gem_ds.corpus.records import NOT_UTF8, Skip
 from gem_ds.errors import InputError
 from gem_ds.evaluation.result_files import digest
-from gem_ds.inputs import discovery
-from gem_ds.inputs.discovery import CSV, PARQUET, Input
-from gem_ds.inputs.records import NOT_UTF8, Skip
 
 NUMBERS = ("score", "label", "labels")  # columns that are numbers where all their cells are
 LISTS = ("corpus-ids", "human_summaries", "machine_summaries", "relevance")

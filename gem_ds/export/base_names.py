@@ -5,8 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
+from gem_ds import files
 from gem_ds.files import sha256
-from gem_ds.inputs import hub_names
 
 CONFIG = "config.json"
 _FILES = (CONFIG, "tokenizer.json", "*.safetensors", "*.safetensors.index.json", "*.bin")
@@ -14,7 +14,7 @@ _FILES = (CONFIG, "tokenizer.json", "*.safetensors", "*.safetensors.index.json",
 
 def name_of(base: str) -> str:
     """A base's name on the hub, or that of its folder."""
-    return Path(base).resolve().name if hub_names.is_path(base) else base
+    return Path(base).resolve().name if files.is_path(base) else base
 
 
 def digest_of(base: str) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from gem_ds import files
 from gem_ds.attention.segments import SummaryAttention
 from gem_ds.errors import InputError
 from gem_ds.export import gem_seal
-from gem_ds.inputs import hub_names
 from gem_ds.model.contrastive import Aggregation
 
 GEM_CONFIG = "gem_config.json"
@@ -50,7 +50,7 @@ def find_export(name: str | Path) -> Path:
     A repository, ``owner/name``, is downloaded into the hub's cache, without ``model-embed/``.
     Raises `InputError` if there is neither such a folder nor such a repository.
     """
-    hub_names.check_path(name, GIVE)
+    files.check_path(name, GIVE)
     folder = Path(name)
     if not folder.exists() and REPOSITORY.fullmatch(str(name)):
         folder = _download(str(name))

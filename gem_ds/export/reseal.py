@@ -13,7 +13,6 @@ from gem_ds.errors import InputError
 from gem_ds.export import gem_embedding, gem_seal, sealing, sentence_transformers_folder
 from gem_ds.export.gem_config import GEM_CONFIG, GIVE, GemConfig, check_seal, read_gem_config
 from gem_ds.export.sentence_transformers_folder import write_json
-from gem_ds.inputs import hub_names
 from gem_ds.model import adapter_files, base_model
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -25,7 +24,7 @@ def verify(folder: Path) -> list[str]:
 
     Raises `InputError` for the first file that differs, and where nothing is sealed.
     """
-    hub_names.check_path(folder, GIVE)
+    files.check_path(folder, GIVE)
     parts = [folder, folder / "model", folder / sentence_transformers_folder.FOLDER]
     sealed = [part for part in parts if (part / gem_seal.SEAL).exists()]
     if not sealed:
@@ -47,7 +46,7 @@ def reseal(folder: Path) -> list[str]:
     is in no export. Raises `InputError` for files that make no model, and where those of
     ``model-embed/`` were changed otherwise than those of ``model/``.
     """
-    hub_names.check_path(folder, GIVE)
+    files.check_path(folder, GIVE)
     if (folder.parent / _MODULES).is_file() or (folder.parent / "model" / GEM_CONFIG).is_file():
         folder = folder if (folder / _MODULES).is_file() else folder.parent
     known: sealing.Known = {}

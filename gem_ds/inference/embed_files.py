@@ -15,15 +15,15 @@ import torch
 from transformers.utils import logging
 
 from gem_ds import distributed, launcher
-from gem_ds.corpus.long_texts import LongTexts
-from gem_ds.corpus.text_files import Text, TextFile
 from gem_ds.errors import InputError
 from gem_ds.export.gem_config import find_export, read_gem_config
 from gem_ds.inference import memory_files, part_files
 from gem_ds.inference.encoder import Encoder
 from gem_ds.inference.gem_model import GemModel
+from gem_ds.inference.long_texts import LongTexts
 from gem_ds.inference.part_files import Vectors
 from gem_ds.inference.quantization import Precision
+from gem_ds.inference.text_files import Text, TextFile
 
 STDOUT = "-"
 PATIENCE = timedelta(minutes=30)  # with ranks that load the model more slowly

@@ -24,11 +24,11 @@ from gem_ds.attention.hf_config import longest_document
 from gem_ds.attention.registry import Backend, Choice
 from gem_ds.attention.segments import SummaryAttention
 from gem_ds.corpus import tokenization
-from gem_ds.corpus.long_texts import LongTexts, Read, head, read
 from gem_ds.corpus.tokenization import Ids, Vocabulary
 from gem_ds.errors import InputError
 from gem_ds.export.gem_config import GemConfig, open_export
 from gem_ds.inference import quantization
+from gem_ds.inference.long_texts import LongTexts, Read, head, read
 from gem_ds.inference.quantization import Precision
 from gem_ds.layout import Bounds
 from gem_ds.model import adapter_files, base_model

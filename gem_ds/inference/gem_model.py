@@ -20,14 +20,14 @@ from transformers import DynamicCache
 
 from gem_ds.attention import forward
 from gem_ds.attention.hf_config import longest_document
-from gem_ds.corpus import long_texts, tokenization
-from gem_ds.corpus.long_texts import LongTexts
+from gem_ds.corpus import tokenization
 from gem_ds.corpus.tokenization import Ids, Vocabulary
 from gem_ds.errors import InputError
 from gem_ds.export.gem_config import GemConfig, open_export
-from gem_ds.inference import encoder, generation, memories
+from gem_ds.inference import encoder, generation, long_texts, memories
 from gem_ds.inference.encoder import Encoder
 from gem_ds.inference.generation import Sampling, Written, pieces
+from gem_ds.inference.long_texts import LongTexts
 from gem_ds.inference.memory_files import Memory
 from gem_ds.inference.quantization import Precision
 

@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gem_ds import distributed, files
-from gem_ds.corpus.text_files import Text
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
+from gem_ds.inference.text_files import Text
 from gem_ds.training.watchdog import FOLDER, Watchdog
 
 PART = 4096  # texts

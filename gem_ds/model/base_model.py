@@ -20,9 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import ADAPTER_CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
 
-from gem_ds import distributed
+from gem_ds import distributed, files
 from gem_ds.errors import InputError, reason
-from gem_ds.inputs import hub_names
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names types
 GIVE = "give a folder with a model, or a name on the hub"
@@ -34,7 +33,7 @@ def read_config(name: str | Path) -> Any:
 
     Raises `InputError` for what is no configuration, or one of a model that cannot be trained from.
     """
-    hub_names.check_path(name, GIVE)
+    files.check_path(name, GIVE)
     if _file(name, ADAPTER_CONFIG_NAME) is not None:
         raise InputError(
             f"{name} has an {ADAPTER_CONFIG_NAME}: it is or contains a LoRA adapter; merge that "
@@ -125,7 +124,7 @@ def not_finite(lm: Any) -> list[str]:
 
 
 def _load(name: str | Path, config: Any, **how: Any) -> tuple[Any, dict[str, Any]]:
-    hub_names.check_path(name, GIVE)
+    files.check_path(name, GIVE)
     try:
         with _quiet(progress="device_map" not in how):
             lm, info = AutoModelForCausalLM.from_pretrained(

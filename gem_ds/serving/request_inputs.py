@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gem_ds.corpus import chat_template, long_texts, tokenization
+from gem_ds.corpus import chat_template, tokenization
 from gem_ds.corpus.chat_template import Chat
+from gem_ds.corpus.records import Skip
 from gem_ds.corpus.tokenization import Ids
 from gem_ds.errors import InputError
-from gem_ds.inputs.records import Skip
+from gem_ds.inference import long_texts
 from gem_ds.serving.config import CUT, ServeConfig
 from gem_ds.serving.schemas import (
     ApiError,

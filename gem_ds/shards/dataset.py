@@ -59,7 +59,7 @@ class Row(NamedTuple):
     """A packed row, not padded.
 
     input_ids (n,) int32; bounds (D, 4) int32, see `layout`, the documents tile ``[0, n)``;
-    records (D,) int64, the record each document came from, see `inputs.records.place_of`; kinds
+    records (D,) int64, the record each document came from, see `corpus.records.place_of`; kinds
     (D,) int8, numbers in `documents.KINDS`.
     """
 

@@ -22,10 +22,10 @@ import numpy as np
 
 from gem_ds import layout
 from gem_ds.corpus.mixture import Draws
+from gem_ds.corpus.records import EMPTY, Skip
 from gem_ds.corpus.sentence_breaks import Breaks
 from gem_ds.corpus.tokenization import Ids
 from gem_ds.errors import InputError
-from gem_ds.inputs.records import EMPTY, Skip
 
 PLAIN, CONTINUATION, RECONSTRUCTION, PAIR = KINDS = (
     "plain",

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from gem_ds import files
-from gem_ds.corpus import tokenization
+from gem_ds.corpus import discovery, tokenization
+from gem_ds.corpus.records import is_bad
 from gem_ds.files import replacing
-from gem_ds.inputs import discovery
-from gem_ds.inputs.records import is_bad
 from gem_ds.shards import unit_context
 from gem_ds.shards.documents import KINDS
 from gem_ds.shards.manifest import FileEntry, Manifest, Tally

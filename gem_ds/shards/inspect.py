@@ -16,10 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from gem_ds import layout
+from gem_ds.corpus.records import place_of
 from gem_ds.corpus.tokenization import Ids, Vocabulary, summary_ids
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
-from gem_ds.inputs.records import place_of
 from gem_ds.layout import END, START, SUFFIX, SUMMARY
 from gem_ds.shards import verify
 from gem_ds.shards.dataset import Row, Shards

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
+from gem_ds.corpus.records import Record, Skip, is_bad
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
-from gem_ds.inputs.records import Record, Skip, is_bad
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"

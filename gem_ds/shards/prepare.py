@@ -20,12 +20,11 @@ from typing import Any
 from tqdm import tqdm
 
 from gem_ds import files, process_pool
-from gem_ds.corpus import mixture, tokenization
+from gem_ds.corpus import discovery, mixture, tokenization
+from gem_ds.corpus.discovery import Input
 from gem_ds.corpus.record_reader import Part
 from gem_ds.corpus.tokenization import Vocabulary
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery
-from gem_ds.inputs.discovery import Input
 from gem_ds.shards import dataset, executors, finalize, unit_context, work_plan
 from gem_ds.shards.config import LOCAL, RAY, PrepareConfig
 from gem_ds.shards.documents import RECONSTRUCTION

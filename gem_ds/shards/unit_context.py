@@ -14,13 +14,13 @@ import numpy as np
 
 from gem_ds.corpus import tokenization
 from gem_ds.corpus.chat_template import Chat, template_of
+from gem_ds.corpus.discovery import Input
 from gem_ds.corpus.record_reader import Part
+from gem_ds.corpus.records import Record, Skip
 from gem_ds.corpus.sentence_breaks import Breaks
 from gem_ds.corpus.tokenization import Ids
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
-from gem_ds.inputs.discovery import Input
-from gem_ds.inputs.records import Record, Skip
 from gem_ds.shards import dataset, documents
 from gem_ds.shards.documents import PAIR, Draw, Pair, Recipe, draw_kind
 from gem_ds.shards.manifest import TOKENIZER

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from gem_ds.corpus import record_reader
+from gem_ds.corpus import discovery, record_reader
+from gem_ds.corpus.records import Record, Skip
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery
-from gem_ds.inputs.records import Record, Skip
 from gem_ds.shards import dataset, documents, unit_context
 from gem_ds.shards.documents import Document
 from gem_ds.shards.manifest import FileEntry, Quarantine, Tally

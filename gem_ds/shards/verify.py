@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from gem_ds import files, layout, process_pool
 from gem_ds.corpus import tokenization
+from gem_ds.corpus.records import place_of
 from gem_ds.corpus.tokenization import Vocabulary
 from gem_ds.errors import InputError
-from gem_ds.inputs.records import place_of
 from gem_ds.layout import END, START
 from gem_ds.shards import unit_context
 from gem_ds.shards.dataset import AGAIN, Row, Shards

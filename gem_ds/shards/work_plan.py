@@ -14,15 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gem_ds.corpus import record_reader
+from gem_ds.corpus import discovery, filesystem, record_reader, tables
+from gem_ds.corpus.discovery import Input
 from gem_ds.corpus.mixture import Source
 from gem_ds.corpus.record_reader import Part
+from gem_ds.corpus.records import OFFSET_BITS
+from gem_ds.corpus.streams import Stream
 from gem_ds.errors import InputError
 from gem_ds.files import replacing
-from gem_ds.inputs import discovery, filesystem, tables
-from gem_ds.inputs.discovery import Input
-from gem_ds.inputs.records import OFFSET_BITS
-from gem_ds.inputs.streams import Stream
 
 PLAN = "plan.json"
 PLAN_VERSION = 1
@@ -35,7 +34,7 @@ EXPANSION = 4  # bytes of text in a byte of compressed corpus
 class Plan:
     """What a folder of shards is made from and how.
 
-    asked: all settings that the shards depend on. inputs, units: see `inputs.discovery.Input` and
+    asked: all settings that the shards depend on. inputs, units: see `corpus.discovery.Input` and
     `corpus.record_reader.Part`. mixture: the sources' `corpus.mixture.Source`. versions: of the
     libraries whose change may change a shard.
     """

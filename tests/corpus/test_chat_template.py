@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from gem_ds.corpus import chat_template, tokenization
 from gem_ds.corpus.chat_template import Chat
-from gem_ds.inputs.records import Skip
+from gem_ds.corpus.records import Skip
 from gem_ds.shards import documents, unit_context
 from gem_ds.shards.documents import Draw, Pair
 

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from gem_ds.corpus import tokenization
 from gem_ds.corpus.chat_template import Chat
+from gem_ds.corpus.records import NOT_MESSAGES, SURROGATE, Record, Skip
 from gem_ds.errors import InputError
-from gem_ds.inputs.records import NOT_MESSAGES, SURROGATE, Record, Skip
 
 
 def test_a_token_across_the_seam_is_the_answers(tokenizer_dir: Path) -> None:

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gem_ds.corpus import mixture
+from gem_ds.corpus import mixture, records
 from gem_ds.corpus.mixture import Source
 from gem_ds.errors import InputError
-from gem_ds.inputs import records
 from gem_ds.shards import work_plan
 from gem_ds.shards.config import PrepareConfig
 from gem_ds.shards.dataset import Shards

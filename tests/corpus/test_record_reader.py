@@ -10,12 +10,11 @@ import pytest
 import zstandard
 from reading import TEXTS, jsonl, read, save_every_format, texts
 
-from gem_ds.corpus import record_reader
+from gem_ds.corpus import discovery, record_reader, records, streams
+from gem_ds.corpus.discovery import Input
 from gem_ds.corpus.record_reader import Part
+from gem_ds.corpus.records import record_id
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery, records, streams
-from gem_ds.inputs.discovery import Input
-from gem_ds.inputs.records import record_id
 
 LINES = jsonl(TEXTS)
 
@@ -192,7 +191,7 @@ def test_a_file_that_changes_after_the_plan_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     found = save(path, LINES)
     path.write_bytes(LINES + b'{"text": "more"}\n')
-    assert texts(found) == TEXTS  # a part ends where it did; `inputs.discovery.unchanged` tells
+    assert texts(found) == TEXTS  # a part ends where it did; `corpus.discovery.unchanged` tells
     path.write_bytes(LINES[:-20])
     message = rf"short after line 3 \(EOFError: it ends after {len(LINES) - 20} bytes, but had"
     with pytest.raises(InputError, match=rf"a\.jsonl is damaged or cut {message}"):

@@ -15,10 +15,10 @@ from exports import TEXTS, export_adapter, export_tiny
 from runs import ROOT
 
 from gem_ds import GemModel
-from gem_ds.corpus.text_files import TextFile
 from gem_ds.errors import InputError
 from gem_ds.inference import embed_files, memory_files
 from gem_ds.inference.embed_files import Settings
+from gem_ds.inference.text_files import TextFile
 
 MANY = [f"{text} {i}" for i in range(20) for text in TEXTS]
 
@@ -104,7 +104,7 @@ def test_processes_share_the_parts(
     """Two real ranks, which meet through torchrun's own variables."""
     code = (
         "from gem_ds.inference import embed_files\n"
-        "from gem_ds.corpus.text_files import TextFile\n"
+        "from gem_ds.inference.text_files import TextFile\n"
         f"embed_files.embed({export!r}, TextFile.find({corpus.path!r}, field='body'), "
         f"{str(tmp_path / 'out.npy')!r}, part=17)"
     )

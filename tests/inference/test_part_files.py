@@ -13,9 +13,9 @@ import pytest
 from processes import free_port
 from runs import ROOT
 
-from gem_ds.corpus.text_files import Text
 from gem_ds.errors import InputError
 from gem_ds.inference import part_files
+from gem_ds.inference.text_files import Text
 
 TEXTS = [Text(str(i), f"text {i}") for i in range(10)]
 
@@ -78,7 +78,7 @@ import os, sys
 from pathlib import Path
 import torch
 from gem_ds import distributed
-from gem_ds.corpus.text_files import Text
+from gem_ds.inference.text_files import Text
 from gem_ds.errors import InputError, run
 from gem_ds.inference import part_files
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from recipes import BOS, EOS, RECIPE, S0, S1, SENTENCE, draw, ids, of_kind, split, text, words
 
 from gem_ds import layout
+from gem_ds.corpus.records import Skip
 from gem_ds.corpus.sentence_breaks import Breaks
 from gem_ds.errors import InputError
-from gem_ds.inputs.records import Skip
 from gem_ds.shards import documents
 from gem_ds.shards.documents import Draw, Pair
 

@@ -14,8 +14,7 @@ from prepared import in_process, run, words, write_jsonl
 from transformers import AutoTokenizer
 
 from gem_ds import layout
-from gem_ds.corpus import tokenization
-from gem_ds.inputs import records, streams
+from gem_ds.corpus import records, streams, tokenization
 
 ODD = [
     "spells <|summary_0|> and <|eos|> and <|bos|> out, as a page about this very method may do",

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from gem_ds.inputs.records import place_of
+from gem_ds.corpus.records import place_of
 from gem_ds.shards.config import PrepareConfig
 from gem_ds.shards.dataset import Shards
 from gem_ds.shards.prepare import prepare

@@ -9,8 +9,8 @@ import pytest
 from helpers import save_tokenizer
 from inspected import OPTIONS, edit_manifest, flip, make_corpus, make_shards, rewrite, run
 
+from gem_ds.corpus.records import OFFSET_BITS
 from gem_ds.errors import InputError
-from gem_ds.inputs.records import OFFSET_BITS
 from gem_ds.layout import END, START, SUFFIX, SUMMARY
 from gem_ds.shards import verify
 from gem_ds.shards.manifest import Manifest

@@ -14,11 +14,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from reading import TEXTS, jsonl, read, save_every_format
 
-from gem_ds.corpus import mixture, record_reader
+from gem_ds.corpus import discovery, mixture, record_reader, streams
+from gem_ds.corpus.discovery import Input
 from gem_ds.corpus.record_reader import Part
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery, streams
-from gem_ds.inputs.discovery import Input
 from gem_ds.shards import work_plan
 from gem_ds.shards.config import PrepareConfig
 from gem_ds.shards.prepare import prepare

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import zstandard
 
 from gem_ds.corpus import record_reader
+from gem_ds.corpus.discovery import Input
 from gem_ds.corpus.record_reader import Part
-from gem_ds.inputs.discovery import Input
-from gem_ds.inputs.records import Skip
+from gem_ds.corpus.records import Skip
 
 TEXTS = ["first", "zweiter é 😀", "third\nin two lines", "fourth"]
 

@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from gem_ds import GemModel
-from gem_ds.corpus import tokenization
+from gem_ds import GemModel, files
+from gem_ds.corpus import discovery, tokenization
 from gem_ds.errors import InputError
 from gem_ds.evaluation.result_files import candidate
 from gem_ds.evaluation.task_data import check_hub
 from gem_ds.export.merge_base import open_base
-from gem_ds.inputs import discovery, hub_names
 from gem_ds.model import base_model
 
 MISSING = ["exports/gemm", "./gem", "../gem", "/nowhere/gem", "~/gem", "a/b/c", "gem/", "x.json"]
@@ -60,7 +59,7 @@ def test_the_near_name_is_told() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "meta-llama/Llama-3.2-1B", "Qwen/Qwen3-0.6B"])
 def test_other_names_are_the_hubs(name: str) -> None:
-    assert not hub_names.is_path(name)
+    assert not files.is_path(name)
     with pytest.raises((AssertionError, InputError), match="the hub was asked"):
         tokenization.load(name)
 

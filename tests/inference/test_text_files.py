@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from gem_ds.corpus.text_files import TextFile
 from gem_ds.errors import InputError
+from gem_ds.inference.text_files import TextFile
 
 TEXTS = ["one", "", "Töxt\u2028 drei", "last"]
 

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from reading import TEXTS, read, texts
 
+from gem_ds.corpus import discovery, json_documents, records, streams
+from gem_ds.corpus.discovery import JSON, JSONL
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery, json_documents, records, streams
-from gem_ds.inputs.discovery import JSON, JSONL
 
 ROWS = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
 

@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Collection, Iterator
 
+from gem_ds.corpus.records import MAX_RECORD, is_blank
+from gem_ds.corpus.streams import BOM, Raw, Stream
 from gem_ds.errors import InputError
-from gem_ds.inputs.records import MAX_RECORD, is_blank
-from gem_ds.inputs.streams import BOM, Raw, Stream
 
 LOOKED_AT = 10  # lines
 LEAST, ENOUGH, MOST = 1 << 10, 1 << 20, 1 << 26  # bytes: of what begins, of lines, of one line

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import read, texts
 
+from gem_ds.corpus import discovery, tables
+from gem_ds.corpus.records import NOT_CSV
 from gem_ds.errors import InputError
-from gem_ds.inputs import delimited, discovery
-from gem_ds.inputs.records import NOT_CSV
 
 BAD = f"skipped: {NOT_CSV}"
 
@@ -52,7 +52,7 @@ def test_a_bad_row_costs_itself(tmp_path: Path) -> None:
 def test_what_makes_a_file_no_table_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delimited, "LONGEST", 1000)
+    monkeypatch.setattr(tables, "LONGEST", 1000)
     for content, message in {
         "body,texts\na,b\n": r"\(first line\) has no column 'text' but body, texts; did you mean t",
         "just,a row\nb,c\n": "no column 'text' but just, a row",

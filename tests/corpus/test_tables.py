@@ -7,12 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from reading import TEXTS, jsonl, read, texts
 
-from gem_ds.corpus import record_reader
+from gem_ds.corpus import discovery, record_reader, streams, tables
+from gem_ds.corpus.discovery import Input
 from gem_ds.corpus.record_reader import Part
+from gem_ds.corpus.records import Skip
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery, streams, tables
-from gem_ds.inputs.discovery import Input
-from gem_ds.inputs.records import Skip
 
 
 @pytest.fixture

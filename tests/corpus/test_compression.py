@@ -9,8 +9,8 @@ import pytest
 import zstandard
 from reading import TEXTS, jsonl, texts
 
+from gem_ds.corpus import discovery, streams
 from gem_ds.errors import InputError
-from gem_ds.inputs import compression, discovery
 
 LINES = jsonl(TEXTS)
 SQUEEZE = {
@@ -102,6 +102,6 @@ def test_texts_that_only_look_odd_are_read(tmp_path: Path) -> None:
 
 
 def test_the_head_tells() -> None:
-    found = [compression.of_head(squeeze(LINES)) for squeeze in SQUEEZE.values()]
+    found = [streams.of_head(squeeze(LINES)) for squeeze in SQUEEZE.values()]
     assert found == ["gzip", "zstd", "bz2", "xz"]
-    assert compression.of_head(LINES) is None
+    assert streams.of_head(LINES) is None

@@ -13,9 +13,9 @@ import fsspec
 import pytest
 from reading import TEXTS, jsonl, read, save_every_format, texts
 
+from gem_ds.corpus import discovery, filesystem, streams
 from gem_ds.corpus.record_reader import Part
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery, filesystem, streams
 from gem_ds.shards import work_plan
 from gem_ds.shards.config import PrepareConfig
 from gem_ds.shards.prepare import prepare

@@ -18,12 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from gem_ds.corpus import filesystem, folders, json_documents
+from gem_ds.corpus.folders import LeftOut
+from gem_ds.corpus.streams import COMPRESSIONS, Stream
 from gem_ds.errors import InputError
-from gem_ds.inputs import filesystem, folders, json_documents
-from gem_ds.inputs.compression import COMPRESSIONS
-from gem_ds.inputs.folders import LeftOut
-from gem_ds.inputs.hub_names import check_path
-from gem_ds.inputs.streams import Stream
+from gem_ds.files import check_path
 
 JSONL, JSON, CSV, PARQUET, ARROW, TEXT = "jsonl", "json", "csv", "parquet", "arrow", "text"
 SAVED, STREAMED = "saved dataset", "dataset"

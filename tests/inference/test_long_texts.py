@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from exports import run_tokenizer
 
-from gem_ds.corpus import long_texts
 from gem_ds.corpus.tokenization import Vocabulary, encode
 from gem_ds.errors import InputError
+from gem_ds.inference import long_texts
 
 SUMMARY = np.array([400, 401], dtype=np.int32)
 LIMIT = 23  # 20 tokens of text, with bos and two summary tokens

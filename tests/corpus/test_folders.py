@@ -10,9 +10,9 @@ import pyarrow.feather
 import pytest
 from reading import texts
 
+from gem_ds.corpus import discovery
+from gem_ds.corpus.folders import LeftOut
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery
-from gem_ds.inputs.folders import LeftOut
 
 LINE = b'{"text": "a"}\n{"text": "b"}\n'
 

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gem_ds.corpus import record_reader
+from gem_ds.corpus import discovery, filesystem, record_reader, streams
+from gem_ds.corpus.discovery import ARROW, CSV, JSONL, PARQUET, TEXT, Input
+from gem_ds.corpus.records import NOT_TEXT, NOT_UTF8, Record, Skip, encodable
 from gem_ds.errors import InputError
 from gem_ds.flags import Parser, whole
-from gem_ds.inputs import compression, discovery, filesystem
-from gem_ds.inputs.discovery import ARROW, CSV, JSONL, PARQUET, TEXT, Input
-from gem_ds.inputs.records import NOT_TEXT, NOT_UTF8, Record, Skip, encodable
 
 FORMATS = (TEXT, JSONL, CSV, PARQUET, ARROW)
 STDIN = "-"
@@ -114,7 +113,7 @@ class TextFile:
 def _standard_input(form: str) -> Input:
     """Standard input, of a format; whether it is compressed, its first bytes tell."""
     with filesystem.opened(filesystem.STDIN) as file:
-        compressed = compression.of_head(file.read(8))
+        compressed = streams.of_head(file.read(8))
     return discovery.as_input(filesystem.STDIN, form, compressed)
 
 

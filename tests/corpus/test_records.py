@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from prepared import in_process, write_jsonl
 
-from gem_ds.inputs import records
-from gem_ds.inputs.records import Record, Skip
+from gem_ds.corpus import records
+from gem_ds.corpus.records import Record, Skip
 from gem_ds.shards.dataset import Shards
 
 

@@ -8,9 +8,9 @@ import huggingface_hub
 import pytest
 import zstandard
 
+from gem_ds.corpus import discovery
+from gem_ds.corpus.discovery import JSONL, PARQUET, SAVED, STREAMED, TEXT, Input
 from gem_ds.errors import InputError
-from gem_ds.inputs import discovery
-from gem_ds.inputs.discovery import JSONL, PARQUET, SAVED, STREAMED, TEXT, Input
 
 
 @pytest.fixture
