@@ -22,7 +22,7 @@ SCRIPTS = [
     path
     for path in (*(p for folder in FOLDERS for p in sorted((ROOT / folder).glob("*.py"))),)
     if isinstance(ast.parse(path.read_text()).body[-1], ast.If)  # __name__ == "__main__"
-] + [ROOT / "gem_ds" / "shards" / "mask_image.py"]
+]
 NAMES = [str(path.relative_to(ROOT)) for path in SCRIPTS]
 NO_NUMBERS = ("x", "", "nan", "inf", "-inf", "1e999", "-1e31", "1e31", "9" * 400, "1e3x")
 

@@ -34,7 +34,7 @@ COMMANDS = commands(README)
 
 def runs(command: str) -> bool:
     """Whether it is one to run; a command of an unknown kind fails."""
-    scripts = r"(data_prep|launch)/\w+\.py|-m gem_ds\.attention\.masks"
+    scripts = r"(data_prep|launch)/\w+\.py"
     if command.startswith(SERVING):
         return False
     known = re.match(rf"python ({scripts}) |deepspeed launch/train\.py ", command)

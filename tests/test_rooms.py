@@ -12,7 +12,6 @@ HERE = ""  # the package's own folder
 # From the ground up. Rooms of one line do not know each other.
 ORDER = (
     (HERE,),
-    ("inputs",),
     ("corpus", "attention"),
     ("shards",),
     ("model",),
@@ -20,6 +19,7 @@ ORDER = (
     ("training", "export"),
     ("planning", "inference"),
     ("serving", "evaluation"),
+    ("commands",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 LIGHT = ("corpus", "shards", "planning")  # load without torch

@@ -1,7 +1,5 @@
 """The GEM attention rule, once (paper, Section 3 and Figure 3).
 
-    python -m gem_ds.attention.masks --show SHARDS --row N --out mask.png
-
 For a document with a prefix of three tokens, two summary tokens and a suffix of two (row attends
 column where 1):
 
@@ -19,8 +17,6 @@ In a model with a sliding window of W tokens a token also attends none that stan
 it in its document. Everything that computes attention is tested against `dense`; nothing fast
 calls it.
 """
-
-import runpy
 
 import numpy as np
 import torch
@@ -70,7 +66,3 @@ def dense(
     t = torch.arange(len(document_T))
     region_T = regions(bounds_D4)
     return rule(t[:, None], t[None, :], document_T, region_T, summary_attention, window)
-
-
-if __name__ == "__main__":
-    runpy.run_module("gem_ds.shards.mask_image", run_name="__main__")

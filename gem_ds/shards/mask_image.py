@@ -1,4 +1,4 @@
-"""A picture of a row's attention, for people: ``python -m gem_ds.attention.masks --show SHARDS``.
+"""A picture of a row's attention, for people.
 
 A dot says that the token of its row attends the token of its column, its colour what the attending
 token is: prefix or plain, summary, suffix. Documents are framed; a long row is shrunk.
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from gem_ds.attention.masks import regions, rule
 from gem_ds.attention.segments import SummaryAttention
-from gem_ds.errors import InputError, run
+from gem_ds.errors import InputError
 from gem_ds.files import replacing
-from gem_ds.flags import Parser, whole
 from gem_ds.layout import END, START, Bounds, document_of
 from gem_ds.shards.dataset import Shards
 
@@ -52,24 +51,14 @@ def picture(bounds_D4: Bounds, summary_attention: SummaryAttention = "isolated")
     return drawn
 
 
-def main() -> None:
-    parser = Parser(
-        "Draw who attends whom in a row of shards.", prog="python -m gem_ds.attention.masks"
-    )
-    parser.add_argument("--show", required=True, metavar="SHARDS", help="folder of shards")
-    parser.add_argument("--row", type=whole(0), default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("mask.png"), help="default: %(default)s")
-    parser.add_argument("--summary-attention", choices=("isolated", "causal"), default="isolated")
-    args = parser.parse_args()
-    shards = Shards(args.show)
-    if not 0 <= args.row < len(shards):
-        raise InputError(f"{args.show} has rows 0 to {len(shards) - 1}; there is no {args.row}")
-    bounds_D4 = shards.read(args.row).bounds
-    drawn = Image.fromarray(picture(bounds_D4, args.summary_attention).numpy())
-    with replacing(args.out) as partial:
-        drawn.save(partial, format="PNG")
-    print(f"{args.out}: row {args.row}, {len(bounds_D4)} documents, {bounds_D4[-1, END]} tokens")
+def draw(shards: Shards, row: int, path: Path, summary_attention: SummaryAttention) -> str:
+    """Write the picture of a row as a PNG; a line that tells of it.
 
-
-if __name__ == "__main__":
-    run(main)
+    Raises `InputError` if there is no such row.
+    """
+    if not 0 <= row < len(shards):
+        raise InputError(f"{shards.folder} has rows 0 to {len(shards) - 1}; there is no {row}")
+    bounds_D4 = shards.read(row).bounds
+    with replacing(path) as partial:
+        Image.fromarray(picture(bounds_D4, summary_attention).numpy()).save(partial, format="PNG")
+    return f"{path}: row {row}, {len(bounds_D4)} documents, {bounds_D4[-1, END]} tokens"

@@ -5,9 +5,11 @@ import shlex
 import subprocess
 
 import pytest
-from evaluated import place, script
+from evaluated import place
 from runs import ROOT
 from slurm_cluster import slurm, submit, wait
+
+from gem_ds.commands.eval import parser
 
 SCRIPT = ROOT / "launch" / "slurm" / "eval.sbatch"
 TEXT = SCRIPT.read_text()
@@ -27,7 +29,7 @@ def test_the_commands_of_its_head_parse():
     found = re.findall(r"^#   sbatch .* launch/slurm/eval.sbatch (.*)", head, re.MULTILINE)
     assert len(found) == 2
     for rest in found:
-        script().parser().parse_args(shlex.split(rest))
+        parser().parse_args(shlex.split(rest))
 
 
 @pytest.fixture(scope="module")

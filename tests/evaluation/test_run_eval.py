@@ -10,12 +10,13 @@ import sys
 import pytest
 from encode_evaluate import known_model, packaged_model
 from encode_evaluate_data import tiny_export
-from evaluated import place, run_eval, script
+from evaluated import place, run_eval
 from exports import unseal
 from hub_copies import SUBJECTS, gem16, mmlu
 from pages import commands
 from runs import ROOT
 
+from gem_ds.commands.eval import parser
 from gem_ds.errors import InputError
 
 TEXT = (ROOT / "docs" / "evaluation.md").read_text()
@@ -61,13 +62,14 @@ def test_sbatch_commands_name_real_options():
     for line in lines:
         options, rest = re.fullmatch(r"sbatch (.*) launch/slurm/eval.sbatch (.*)", line).groups()
         assert set(re.findall(r"--([a-z-]+)", options)) <= {"array", "dependency"}
-        script().parser().parse_args(shlex.split(rest))
+        parser().parse_args(shlex.split(rest))
 
 
 def test_flags_that_the_text_names_exist():
     prose = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", prose))
-    known = set(re.findall(r'"(--[a-z-]+)"', SCRIPT.read_text()))
+    command = (ROOT / "gem_ds" / "commands" / "eval.py").read_text()
+    known = set(re.findall(r'"(--[a-z-]+)"', command))
     benchmark = (ROOT / "benchmarks" / "encode_evaluate.py").read_text()
     known |= set(re.findall(r'"(--[a-z-]+)"', benchmark))
     assert named - known == {"--repo-type", "--local-dir"}, "of huggingface-cli"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from layouts import bounds_from
 from PIL import Image
-from runs import random_shards
+from runs import ROOT, random_shards
 
 from gem_ds.attention import masks
 from gem_ds.shards.dataset import Shards
@@ -16,7 +16,7 @@ from gem_ds.shards.mask_image import COLOURS, FRAME, LARGEST, PAPER, picture
 
 def command(*args):
     return subprocess.run(
-        [sys.executable, "-m", "gem_ds.attention.masks", *map(str, args)],
+        [sys.executable, ROOT / "data_prep" / "inspect_shards.py", *map(str, args)],
         capture_output=True,
         text=True,
     )
@@ -47,12 +47,14 @@ def test_a_long_row_is_shrunk_and_single_columns_stay_visible():
 def test_the_command_draws_a_row_of_shards(tmp_path, tokenizer_dir):
     shards = random_shards(tmp_path / "shards", tokenizer_dir, k=2)
     out = tmp_path / "mask.png"
-    done = command("--show", shards, "--row", 3, "--out", out)
+    done = command(shards, "--row", 3, "--mask", out)
     assert done.returncode == 0, done.stderr
     expected = picture(Shards(shards).read(3).bounds).numpy()
     assert np.array_equal(np.asarray(Image.open(out)), expected)
     assert done.stdout.startswith(f"{out}: row 3, ")
-    wrong = command("--show", shards, "--row", 99, "--out", out)
+    wrong = command(shards, "--row", 99, "--mask", out)
     assert wrong.returncode == 2
     assert "has rows 0 to 15; there is no 99" in wrong.stderr
-    assert command("--show", tmp_path / "nothing").returncode == 2
+    assert command(tmp_path / "nothing", "--row", 0, "--mask", out).returncode == 2
+    alone = command(shards, "--mask", out)
+    assert (alone.returncode, alone.stderr) == (2, "error: --mask is of --row; give that too\n")

@@ -17,13 +17,13 @@ def commands(text: str) -> list[str]:
 
 
 def flags() -> set[str]:
-    """What the scripts take."""
+    """What the commands take."""
     names = {field.name for config in (TrainConfig, PrepareConfig) for field in fields(config)}
     found = {f"--{name.replace('_', '-')}" for name in names}
-    scripts = [*(ROOT / "launch").glob("*.py"), *(ROOT / "data_prep").glob("*.py")]
-    shared = [ROOT / "gem_ds/planning/plan_flags.py", ROOT / "gem_ds/corpus/embed_flags.py"]
-    for path in [*scripts, *shared]:
+    commands = ROOT / "gem_ds" / "commands"
+    shared = [ROOT / "gem_ds/planning/plan_flags.py", ROOT / "gem_ds/inference/text_files.py"]
+    for path in [*commands.glob("*.py"), *shared]:
         found |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', path.read_text()))
-    for path in [*shared, ROOT / "launch" / "encode.py"]:  # where the method has a shorter name
+    for path in [*shared, commands / "encode.py"]:  # where the method has a shorter name
         found |= set(re.findall(r'^\s+\w+\(\s*"(--[a-z-]+)"', path.read_text(), re.MULTILINE))
     return found
