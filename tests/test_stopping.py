@@ -36,8 +36,8 @@ with remembers:
     while True:
         time.sleep(0.01)
         if request.made:
+            request.made = False  # first: the next signal may come as soon as this is read
             print("made", flush=True)
-            request.made = False
 """
 
 

@@ -23,6 +23,7 @@ LIBRARIES = (
     *("tokenizers", "numpy", "pyarrow"),
 )
 FILE = "run.json"
+METRICS = "metrics.jsonl"  # beside it
 _VARIABLES = ("CUBLAS_", "CUDA_", "DS_", "GLOO_", "HF_", "MASTER_", "NCCL_", "OMP_", "PYTORCH_")
 _SLURM = ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT")
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")

@@ -1,6 +1,7 @@
 """Look at a finished folder of shards: statistics, a row, its mask, whether all is as written."""
 
 import argparse
+import io
 import signal
 import sys
 from pathlib import Path
@@ -66,7 +67,8 @@ def main() -> None:
         print(USAGE, file=sys.stderr)
         sys.exit(2)
     args = parse(sys.argv[1:])
-    sys.stdout.reconfigure(errors="replace")  # not every terminal has every character
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal has every character
+        sys.stdout.reconfigure(errors="replace")
     if args.verify:
         print(verify.verify(args.shards, args.workers))
         return

@@ -25,10 +25,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from gem_ds import distributed
+from gem_ds.checkpoints.record import METRICS
 from gem_ds.files import replacing
 from gem_ds.hardware import GPUS
 
-FILE = "metrics.jsonl"
 LINE_SECONDS = 30.0  # between lines of progress, where no terminal shows a bar
 TIMED = (2, 5)  # steps of a start after which, and until when, they are timed: first ones are slow
 
@@ -42,7 +42,7 @@ class Metrics:
         self._enabled = enabled
         if not enabled:
             return
-        path = run / FILE
+        path = run / METRICS
         said = _prepare(path, first_step)
         self._file = path.open("ab", buffering=0)
         self._failed: set[str] = set()
@@ -64,7 +64,7 @@ class Metrics:
         try:
             self._append(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:
-            self._lost(FILE, step, error)
+            self._lost(METRICS, step, error)
         try:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

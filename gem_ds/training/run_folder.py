@@ -20,8 +20,8 @@ from typing import Any
 
 from gem_ds import distributed
 from gem_ds.checkpoints import checkpoint
+from gem_ds.checkpoints.record import METRICS
 from gem_ds.errors import InputError
-from gem_ds.training import monitoring
 from gem_ds.training.config import TrainConfig
 from gem_ds.training.watchdog import FOLDER, Watchdog
 
@@ -54,7 +54,7 @@ def enter(config: TrainConfig, stack: ExitStack) -> Watchdog:
 def _check(config: TrainConfig) -> None:
     """Refuse a folder that contradicts itself or, without ``--resume auto``, has checkpoints."""
     folder = Path(config.output)
-    for name in (monitoring.FILE, checkpoint.SAVES, "run.json", "starts.jsonl"):
+    for name in (METRICS, checkpoint.SAVES, "run.json", "starts.jsonl"):
         if (folder / name).exists() and not (folder / name).is_file():
             raise InputError(f"{folder / name} is no file; remove it, or choose another --output")
     if config.resume == "auto":

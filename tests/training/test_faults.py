@@ -25,10 +25,10 @@ from processes import until
 from runs import ROOT, command, fp32, llama_config, random_shards, train
 
 from gem_ds.checkpoints.checkpoint import damage, find, found
+from gem_ds.checkpoints.record import METRICS
 from gem_ds.errors import STOPPED, InputError
 from gem_ds.training.config import TrainConfig
 from gem_ds.training.dry_run import memory_advice
-from gem_ds.training.monitoring import FILE
 from gem_ds.training.watchdog import FOLDER
 
 
@@ -150,7 +150,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(made, disk):
         with (disk / "more").open("wb", buffering=0) as more, contextlib.suppress(OSError):
             while True:
                 more.write(bytes(4096))
-        wait(begun, lambda: f"WARNING: {FILE} lacks step" in begun.text())
+        wait(begun, lambda: f"WARNING: {METRICS} lacks step" in begun.text())
         ballast.unlink()
         n = len(metrics(run))
         wait(begun, lambda: len(metrics(run)) > n + 9)

@@ -73,7 +73,8 @@ def test_a_job_of_another_machine_that_lives_keeps_it(ahead: float, tmp_path: Pa
     def live() -> None:
         for _ in range(20):
             time.sleep(0.05)
-            (tmp_path / LOCK).write_text(json.dumps({**OWNER, "time": time.time() + ahead}))
+            with (tmp_path / LOCK).open("r+") as file:  # never empty, which would give it back
+                file.write(json.dumps({**OWNER, "time": time.time() + ahead}))
 
     thread = threading.Thread(target=live)
     thread.start()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gem_ds.checkpoints.record import METRICS
 from gem_ds.training import monitoring
 from gem_ds.training.monitoring import Metrics, hours, shown
 
@@ -42,8 +43,8 @@ def test_without_a_terminal_progress_is_lines(
     monkeypatch.setattr(monitoring, "LINE_SECONDS", 0.0)
     logged(tmp_path, 9)
     assert len(capsys.readouterr().err.splitlines()) == 9
-    assert len((tmp_path / monitoring.FILE).read_text().splitlines()) == 9
-    assert json.loads((tmp_path / monitoring.FILE).read_text().splitlines()[0])["loss/ntp"] == 0
+    assert len((tmp_path / METRICS).read_text().splitlines()) == 9
+    assert json.loads((tmp_path / METRICS).read_text().splitlines()[0])["loss/ntp"] == 0
 
 
 def test_after_the_first_steps_the_run_says_how_long_it_takes(
@@ -63,7 +64,7 @@ def steps(path: Path) -> list[int]:
 def test_lines_that_are_taken_again_go_and_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / monitoring.FILE
+    path = tmp_path / METRICS
     logged(tmp_path, 6)
     with path.open("ab") as file:
         file.write(b'[1]\n{"step": "7"}\n\xff\n{"step": 6, "lo')
@@ -86,7 +87,7 @@ def test_lines_of_a_start_from_nothing_are_kept(
         logged(tmp_path, n)
     kept = {name: steps(tmp_path / name) for name in ("metrics-1.jsonl", "metrics-2.jsonl")}
     assert kept == {"metrics-1.jsonl": [0, 1, 2], "metrics-2.jsonl": [0, 1]}
-    assert steps(tmp_path / monitoring.FILE) == [0]
+    assert steps(tmp_path / METRICS) == [0]
     assert "metrics.jsonl, of a start that made no checkpoint, is metrics-2.jsonl now" in (
         capsys.readouterr().out
     )
