@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env test lint format demo clean
+.PHONY: help env test test-all lint format demo clean
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
 help:  ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 15
 
 env: .venv/installed  ## make .venv with the tested versions (PYTHON=python3.12 for another Python)
 
@@ -32,10 +32,14 @@ env: .venv/installed  ## make .venv with the tested versions (PYTHON=python3.12 
 	$(PIP) --no-build-isolation -e '.[dev]'
 	touch $@
 
-# A worker gets whole files, whose tests share runs, in the order of their names: so the longest,
-# test_engine, begins early.
-test: env  ## the whole test suite (TESTS="tests/attention/test_masks.py -x" for a part, JOBS=0 for one process)
-	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+# A worker gets whole files, whose tests share runs, in the order of their names.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test: env  ## what every change needs (TESTS="tests/attention/test_masks.py -x" for a part, JOBS=0 for one process)
+	$(PYTEST) -m 'not slow' $(TESTS)
+
+test-all: env  ## every test, with clusters and benchmarks, as a release needs
+	$(PYTEST) $(TESTS)
 
 lint: env  ## formatting, lint and types
 	ruff format --check .

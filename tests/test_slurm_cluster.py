@@ -5,6 +5,8 @@ import subprocess
 import pytest
 from slurm_cluster import SCRIPT, slurm, submit, wait
 
+pytestmark = pytest.mark.slow
+
 # An array's task says where it is and waits for all others: all run at once, or none ends.
 TOGETHER = """
 srun sh -c 'echo $SLURMD_NODENAME >$SLURM_ARRAY_TASK_ID.task'

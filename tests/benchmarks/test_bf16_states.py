@@ -10,6 +10,8 @@ import pytest
 from runs import ROOT, small_llama
 from several_runs import several_runs
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_files_differ_in_the_states_alone(tmp_path: Path):
     benchmark.files(tmp_path)

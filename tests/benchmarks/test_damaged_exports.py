@@ -7,6 +7,8 @@ import pytest
 from damaged_exports import BEFORE, by_others, gem, outcome, stock
 from runs import ROOT
 
+pytestmark = pytest.mark.slow
+
 EXPECTED = [[1.0, 0.0]]
 
 

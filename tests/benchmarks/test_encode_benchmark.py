@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from exports import export_tiny
 from runs import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_rows_of_a_given_export(tokenizer_dir: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import pytest
 import torch
 from families import verdict
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2", "deepseek_v2", "mixtral"])
 def test_an_exact_family_is_found_to_be(family) -> None:

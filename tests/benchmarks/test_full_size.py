@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 from runs import ROOT, llama_config
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_models_steps_are_measured_beside_its_plan(tmp_path):

@@ -9,6 +9,8 @@ from bases_causes import Base
 from bases_check import Fault
 from fuzz_bases import fuzz
 
+pytestmark = pytest.mark.slow
+
 FROZEN = Case("llama", k=8, layout="sharded", dtype="float16")
 CASES = {
     FROZEN: "trained",

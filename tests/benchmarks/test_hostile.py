@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from hostile import ALL, ALONE, Phase, broken
 from hostile_attacks import ATTACKS
 from runs import ROOT
 from serving import export_to_serve
+
+pytestmark = pytest.mark.slow
 
 
 def test_an_honest_client_beside_all_attacks(tokenizer_dir: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from kills import ALL, MAIN, torture
+
+pytestmark = pytest.mark.slow
 
 
 def test_killed_runs_finish_byte_for_byte(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from faults_runs import Work
 from kills_saves import torture
+
+pytestmark = pytest.mark.slow
 
 
 def test_runs_that_are_killed_while_they_save_end_with_the_same_bits(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from pages import flags
 from gem_ds.corpus import docstrings
 from gem_ds.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SHARD = "--row-length 48 --kinds plain=0.5,continuation=0.5"
 TRAIN = "--steps 2 --rows-per-step 2 --alpha-start 0"
 

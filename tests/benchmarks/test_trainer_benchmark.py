@@ -9,6 +9,8 @@ import pytest
 import trainer as benchmark
 from runs import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def test_ratios_are_medians_of_rounds():
     rates = {"bare": [10.0, 100.0, 20.0], "ntp": [5.0, 100.0, 30.0], "views": [1.0, 1.0, 10.0]}

@@ -11,6 +11,8 @@ from slurm_cluster import slurm, submit, wait
 
 from gem_ds.commands.eval import parser
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "launch" / "slurm" / "eval.sbatch"
 TEXT = SCRIPT.read_text()
 SBATCH = [

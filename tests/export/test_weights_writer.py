@@ -53,6 +53,7 @@ def _keys(path: Path) -> list[str]:
         return list(file.keys())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_no_more_than_a_shard_is_held(family: str, tmp_path: Path) -> None:
     lm = tiny_model(family, num_hidden_layers=6, **MIXTURES.get(family, {}))

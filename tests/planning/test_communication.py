@@ -74,6 +74,7 @@ def counted(tmp_path_factory):
     return benchmark.launch("communication.py", folder, asked, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero3", "lossless", "kl", "zero2"])
 def test_the_plan_is_what_a_run_sends(counted, name):
     found = counted[name]

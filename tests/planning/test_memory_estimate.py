@@ -38,6 +38,7 @@ def counted(tmp_path_factory):
     return benchmark.launch("memory_plan.py", folder, asked, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero3", "zero2", "lossless", "lossless-zero2"])
 def test_the_plan_is_what_a_rank_holds(counted, name):
     found = counted[name]

@@ -108,6 +108,7 @@ def test_the_table_is_what_the_plan_says():
     assert shown == plan_table.table()
 
 
+@pytest.mark.slow
 def test_commands_of_the_documentation_run(tmp_path):
     lines = commands(DOCS)
     plans = [line for line in lines if line.startswith("python launch/plan.py ")]

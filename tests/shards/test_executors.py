@@ -65,6 +65,7 @@ def finished(folder, seconds=90):
     return content(folder)
 
 
+@pytest.mark.slow
 def test_slurm_arrays_make_the_same_shards(cluster, flags, expected, tmp_path):
     output = tmp_path / "shards"
     command = [*flags, "--output", output, "--executor", "slurm", "--tasks", "3"]
@@ -82,6 +83,7 @@ def test_slurm_arrays_make_the_same_shards(cluster, flags, expected, tmp_path):
     assert "already finished" in shard(*command, env=cluster).stdout
 
 
+@pytest.mark.slow
 def test_what_a_cancelled_job_left_out_is_said_and_done_by_the_same_command(
     cluster, flags, expected, tmp_path
 ):
@@ -102,6 +104,7 @@ def test_what_a_cancelled_job_left_out_is_said_and_done_by_the_same_command(
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
 
 
+@pytest.mark.slow
 def test_the_batch_script_shares_the_units_between_its_machines(cluster, flags, expected, tmp_path):
     (tmp_path / ".venv").symlink_to(BIN.parent)
     for name in ("data_prep", "gem_ds"):
@@ -130,6 +133,7 @@ def test_without_a_partition_or_a_cluster_it_says_so(flags, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ray_makes_the_same_shards(flags, expected, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster

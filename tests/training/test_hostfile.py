@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from runs import ROOT, llama_config, metrics, random_shards
 
+pytestmark = pytest.mark.slow
+
 NEEDED = ("sshd", "ssh", "ssh-keygen", "pdsh")
 
 

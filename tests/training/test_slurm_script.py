@@ -16,6 +16,8 @@ from gem_ds import launcher
 from gem_ds.checkpoints.checkpoint import find, found, load_weights
 from gem_ds.training.config import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
 TEXT = SCRIPT.read_text()
 SRUN = ["cpus-per-task", "kill-on-bad-exit"]

@@ -12,6 +12,8 @@ from several_runs import several_runs
 
 from gem_ds.checkpoints.checkpoint import find, load_weights
 
+pytestmark = pytest.mark.slow
+
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
 STAGES = {"1": {}, "2": {}, "3": {}, "3, offloaded": OFFLOAD}
 RATE = 1e-3  # the logarithm of the temperature moves by no more a step; bf16 would move it by 1/64
