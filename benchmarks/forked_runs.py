@@ -83,7 +83,7 @@ def _be_run(flags: list[str], log: Path, moments: Path | None, kill: int) -> Non
 
 
 def _watch(run: Path, moments: Path, kill: int) -> None:
-    from gem_ds.checkpoints import async_writer
+    from gem_ds.checkpoints import writer
 
     out = moments.open("w", buffering=1)
     n = 0
@@ -111,7 +111,7 @@ def _watch(run: Path, moments: Path, kill: int) -> None:
         if count(kind, str(path.relative_to(run))):
             end()
 
-    write: Callable[..., int] = async_writer._Hashed.write
+    write: Callable[..., int] = writer._Hashed.write
 
     def half_write(self: Any, data: Any) -> int:
         if count(WRITE, "a piece"):
@@ -120,7 +120,7 @@ def _watch(run: Path, moments: Path, kill: int) -> None:
             end()
         return write(self, data)
 
-    async_writer._Hashed.write = half_write  # type: ignore[method-assign]
+    writer._Hashed.write = half_write  # type: ignore[method-assign]
     sys.addaudithook(see)
 
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from gem_ds import distributed, errors
-from gem_ds.checkpoints import async_writer
+from gem_ds.checkpoints import writer
 from gem_ds.flags import whole
 from gem_ds.model import architecture
 from gem_ds.planning import communication, memory_estimate
@@ -145,9 +145,7 @@ def measure(folder: Path, name: str, setting: dict[str, Any]) -> dict[str, Any]:
 def save(run: Any) -> None:
     """Save a checkpoint as a run does."""
     save_config = run.engine.module.save_config
-    saver = async_writer.Saver(
-        run.engine, run.folder, save_config, async_writer.Retention(1), lambda _: None
-    )
+    saver = writer.Saver(run.engine, run.folder, save_config, writer.Retention(1), lambda _: None)
     saver.save(run.state_at(MEASURED + REPEATED))
     assert saver.finish()
     saver.close()

@@ -26,7 +26,7 @@ LIGHT = ("corpus", "shards", "planning")  # load without torch
 HEAVY = {"shards.mask_image", "corpus.docstrings"}  # but these, which only few commands load
 LIGHT_MODULES = (
     *("training.config", "training.recipes", "training.deepspeed_config", "training.watchdog"),
-    *("serving.config", "serving.schemas", "serving.request_inputs", "serving.readers"),
+    *("serving.config", "serving.schemas", "serving.request_tokens", "serving.reader_processes"),
     *(
         "launcher",
         "process_pool",

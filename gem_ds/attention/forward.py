@@ -1,7 +1,7 @@
 """The forward pass of a causal language model of Transformers in two parts: states, then logits.
 
-Losses use the parts, so that logits never stand for all tokens at once. `probe` compares them with
-the family's own forward.
+Losses use the parts, so that logits never stand for all tokens at once. `compatibility` compares
+them with the family's own forward.
 
 Shapes: T tokens in the stream, N of them, C hidden size, V vocabulary.
 """

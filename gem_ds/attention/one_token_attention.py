@@ -1,7 +1,7 @@
 """Attention that gives each token something of its own query, key and value, and of no other's.
 
 With it a model's tokens have nothing to do with each other, unless something else mixes them; and
-it notes what every layer asks of attention. For `probe`.
+it notes what every layer asks of attention. For `compatibility`.
 
 Shapes: T tokens of a stream, N heads, G key-value heads, H head size.
 """

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from gem_ds import layout
-from gem_ds.attention import probe
+from gem_ds.attention import compatibility
 from gem_ds.attention.backends import Dense, Kernel, Varlen
 from gem_ds.attention.cpu import Sdpa
 from gem_ds.attention.flex import LEAST, Flex
@@ -180,17 +180,17 @@ def _head_size(config: Any) -> int:
 def attach(model: Any) -> None:
     """Make a Transformers model use this attention. Its forward then needs ``gem_plan``.
 
-    What has it already stays as it is; another model is tried on a few tokens first (`probe`).
-    Raises `InputError` for one that would be computed wrongly, with the reason. Attach before
-    adapters are put on.
+    What has it already stays as it is; another model is tried on a few tokens first
+    (`compatibility`). Raises `InputError` for one that would be computed wrongly, with the reason.
+    Attach before adapters are put on.
     """
     if model.config._attn_implementation == NAME:
         return
     # Elsewhere than on a CPU the fast backends want to be compiled, or half precision.
     on_cpu = model.device.type == "cpu"
     backend = choose("auto", model, model.device, torch.float32) if on_cpu else "dense"
-    plan = make_plan(probe.BOUNDS, backend, device=model.device)
-    probe.check(model, longest_document(model.config), NAME, plan)
+    plan = make_plan(compatibility.BOUNDS, backend, device=model.device)
+    compatibility.check(model, longest_document(model.config), NAME, plan)
     model.set_attn_implementation(NAME)
 
 

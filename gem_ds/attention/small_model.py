@@ -1,6 +1,6 @@
 """A part of a model that shows all of it: its first layers, in fp32, with a slice of its words.
 
-Trying a model costs little then. What is tried is in `probe`.
+Trying a model costs little then. What is tried is in `compatibility`.
 """
 
 from collections.abc import Iterable, Iterator

@@ -4,7 +4,7 @@
 ``gem.json``: what a run must agree with to continue, what wrote it, and the size and sha256 of
 every other file. The folder gets its name when it is complete, and ``checkpoints/latest`` names the
 one to go on from. ``saves.jsonl`` of the run tells which there have been. How they are written is
-in `async_writer`; how one is read on another number of ranks, of `universal`.
+in `writer`; how one is read on another number of ranks, of `resharding`.
 """
 
 import hashlib

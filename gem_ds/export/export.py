@@ -60,7 +60,7 @@ def export_run(
     the run was trained with, or as `export` does.
     """
     # DeepSpeed takes seconds to import; readers of exports need none.
-    from gem_ds.checkpoints import checkpoint, record
+    from gem_ds.checkpoints import checkpoint, run_record
 
     folder = checkpoint.find(run, step)
     # Before the weights are read, which takes minutes for a large model.
@@ -68,7 +68,7 @@ def export_run(
     shard_bytes = _bytes_of(shard_gb)
     state = checkpoint.read_state(folder)
     mode, _, alpha = state.get("adapter") or (None, 0, 0.0)
-    told = record.read(run)["config"]
+    told = run_record.read(run)["config"]
     made_from = base or told["model"] or told["config"]
     gem = GemConfig(
         summary_tokens=tuple(state["summary_tokens"]),

@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 
-from gem_ds.checkpoints import record
+from gem_ds.checkpoints import run_record
 from gem_ds.errors import InputError
 from gem_ds.export import sentence_transformers_folder
 from gem_ds.export.gem_config import GemConfig
@@ -63,7 +63,7 @@ def provenance(run: Path, step: int, base: str | None, scores: Path | None) -> P
 
     Raises `InputError` for scores that are no JSON object.
     """
-    told = record.read(run)
+    told = run_record.read(run)
     flags = {name: x for name, x in told["config"].items() if name not in _OF_THE_MACHINE}
     return Provenance(
         flags, told["versions"], _tokens(run, step), _licence(base), _read_scores(scores)

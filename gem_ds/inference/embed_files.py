@@ -1,6 +1,6 @@
 """Files of texts to files of vectors or of memories, in parts, by one process or several.
 
-Parts, and what several processes do of them, are in `part_files`.
+Parts, and what several processes do of them, are in `resumable_parts`.
 """
 
 import os
@@ -17,12 +17,12 @@ from transformers.utils import logging
 from gem_ds import distributed, launcher
 from gem_ds.errors import InputError
 from gem_ds.export.gem_config import find_export, read_gem_config
-from gem_ds.inference import memory_files, part_files
+from gem_ds.inference import memory_files, resumable_parts
 from gem_ds.inference.encoder import Encoder
 from gem_ds.inference.gem_model import GemModel
 from gem_ds.inference.long_texts import LongTexts
-from gem_ds.inference.part_files import Vectors
 from gem_ds.inference.quantization import Precision
+from gem_ds.inference.resumable_parts import Vectors
 from gem_ds.inference.text_files import Text, TextFile
 
 STDOUT = "-"
@@ -49,7 +49,7 @@ def embed(
     output: str,
     settings: Settings = Settings(),
     batch_tokens: int = 8192,
-    part: int = part_files.PART,
+    part: int = resumable_parts.PART,
     verify: bool = False,
 ) -> None:
     """Write the vectors of a file of texts to a .npy or .parquet, or to standard output.
@@ -58,7 +58,7 @@ def embed(
     """
     device = _meet()
     if output != STDOUT:
-        part_files.check(Path(output))
+        resumable_parts.check(Path(output))
     _check_alone(source, output)
     encoder = Encoder.from_pretrained(model, device, _dtype(settings.dtype), verify=verify)
 
@@ -75,15 +75,17 @@ def embed(
         )
 
     if output == STDOUT:
-        part_files.to_stdout(vectors(list(source.texts())))
+        resumable_parts.to_stdout(vectors(list(source.texts())))
         return
     path = Path(output)
 
     def write(file: Path, texts: Sequence[Text]) -> None:
-        part_files.write(file, [text.id for text in texts], vectors(texts), path.suffix)
+        resumable_parts.write(file, [text.id for text in texts], vectors(texts), path.suffix)
 
     identity = {**_identity(model, source), **asdict(settings)}
-    part_files.run(source.texts(), identity, path, path.suffix, write, part_files.join, part)
+    resumable_parts.run(
+        source.texts(), identity, path, path.suffix, write, resumable_parts.join, part
+    )
 
 
 def compress(
@@ -92,7 +94,7 @@ def compress(
     output: str,
     dtype: str | None = None,
     batch_tokens: int = 8192,
-    part: int = part_files.PART,
+    part: int = resumable_parts.PART,
     verify: bool = False,
 ) -> None:
     """Write the memories of a file of texts, by their ids, to a folder or one .safetensors file."""
@@ -115,7 +117,7 @@ def compress(
 
     identity = {**_identity(model, source), "dtype": dtype}
     join = _join_file if path.suffix == MEMORIES else _join_folder
-    part_files.run(source.texts(), identity, path, MEMORIES, write, join, part)
+    resumable_parts.run(source.texts(), identity, path, MEMORIES, write, join, part)
 
 
 def _join_file(parts: Sequence[Path], output: Path) -> None:

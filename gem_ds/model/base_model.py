@@ -1,7 +1,7 @@
 """A model as its files have it: configuration and weights, read whole or refused.
 
 `read_config` and `check_files` look at the files alone; `load` gives the Transformers model. What
-the model computes is tried by `attention.probe`.
+the model computes is tried by `attention.compatibility`.
 """
 
 import json

@@ -21,7 +21,7 @@ from gem_ds import layout
 from gem_ds.attention.backends import move
 from gem_ds.attention.registry import Backend, Plan, make_plan
 from gem_ds.layout import PAD_MULTIPLE, Bounds, plain
-from gem_ds.model.objective import kl_divergence
+from gem_ds.model.loss_normalization import kl_divergence
 
 CHUNK = 1024  # tokens whose logits are there at once
 

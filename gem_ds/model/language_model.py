@@ -181,7 +181,7 @@ def load(
     `base_model.read_config`, for a base after `base_model.check_files`. Under ZeRO-3 (a live
     ``HfDeepSpeedConfig``) no rank ever holds the whole model. `vocab_size` counts the tokenizer's
     tokens, the new ones included. Raises `InputError` for what cannot be loaded or is computed
-    otherwise than training takes it (`attention.probe`).
+    otherwise than training takes it (`attention.compatibility`).
     """
     set_seed(folded(seed, 32))  # NumPy's has no more
     if base is None:

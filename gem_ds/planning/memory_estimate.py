@@ -15,7 +15,7 @@ state (4; 2 with bf16 states), of DeepSpeed 0.19:
 
 The optimizer's rows, with ``offload_optimizer``, and the weights' partition, with
 ``offload_param``, lie in the host's memory instead. Saving a checkpoint copies into the host's
-memory, whether the copy is written in the background or not, what `checkpoints.async_writer` writes
+memory, whether the copy is written in the background or not, what `checkpoints.writer` writes
 of a rank:
 
 | | ZeRO-2 | ZeRO-3 |

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gem_ds.serving.config import ServeConfig
 from gem_ds.serving.metrics import Metrics
-from gem_ds.serving.readers import SMALL
+from gem_ds.serving.reader_processes import SMALL
 from gem_ds.serving.schemas import ApiError
 
 GONE = 499  # nginx's, of a client that did not wait; only metrics see it

@@ -130,7 +130,7 @@ class _Request(_Object):
 
 
 class EmbeddingRequest(_Request):
-    """Texts, or their tokens, to embed. `request_inputs` looks at what they are."""
+    """Texts, or their tokens, to embed. `request_tokens` looks at what they are."""
 
     without = {"normalize": (True,), "add_special_tokens": (True,)}
     input: Any

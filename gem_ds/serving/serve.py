@@ -36,8 +36,8 @@ def serve(config: ServeConfig) -> None:
     from gem_ds.attention.hf_config import longest_document
     from gem_ds.inference.gem_model import GemModel
     from gem_ds.serving.deadlines import Deadlines
-    from gem_ds.serving.readers import Readers
-    from gem_ds.serving.request_inputs import ModelSizes
+    from gem_ds.serving.reader_processes import Readers
+    from gem_ds.serving.request_tokens import ModelSizes
     from gem_ds.serving.scheduler import Worker
 
     config.api_key()  # of what is wrong, this and the port show sooner than the model loads

@@ -27,8 +27,8 @@ from gem_ds.serving.deadlines import Deadline, Deadlines, unless_gone
 from gem_ds.serving.jobs import Piece, Ticket, ToEmbed, ToWrite
 from gem_ds.serving.metrics import Metrics
 from gem_ds.serving.middleware import GONE, Door, error_response, place_of, read_body
-from gem_ds.serving.readers import Readers
-from gem_ds.serving.request_inputs import Asked, Call, check_name
+from gem_ds.serving.reader_processes import Readers
+from gem_ds.serving.request_tokens import Asked, Call, check_name
 from gem_ds.serving.scheduler import Worker
 from gem_ds.serving.schemas import (
     ApiError,

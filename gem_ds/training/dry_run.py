@@ -12,7 +12,7 @@ import torch
 
 from gem_ds import distributed
 from gem_ds.errors import InputError
-from gem_ds.model.objective import step_loss
+from gem_ds.model.loss_normalization import step_loss
 from gem_ds.training.monitoring import memory_gib
 from gem_ds.training.setup import Run
 

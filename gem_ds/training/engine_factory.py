@@ -8,7 +8,7 @@ from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
-from gem_ds.attention import forward, probe, registry
+from gem_ds.attention import compatibility, forward, registry
 from gem_ds.corpus import tokenization
 from gem_ds.errors import InputError
 from gem_ds.model import adapters, language_model, layer_options
@@ -16,7 +16,7 @@ from gem_ds.model.contrastive import ContrastiveOptions
 from gem_ds.model.kl_reference import Reference
 from gem_ds.model.layer_options import Recompute
 from gem_ds.shards.manifest import Manifest
-from gem_ds.training import deepspeed_keys, extensions
+from gem_ds.training import compile_lock, deepspeed_keys
 from gem_ds.training.config import TrainConfig
 
 
@@ -55,7 +55,7 @@ def build_engine(
         betas=(config.beta1, config.beta2),
         fused=True,
     )
-    with deepspeed_keys.refusing(config.deepspeed), extensions.warning_of_locks():
+    with deepspeed_keys.refusing(config.deepspeed), compile_lock.warning_of_locks():
         engine, *_ = deepspeed.initialize(model=gem, optimizer=optimizer, config=ds_config)
     del partitioned
     engine.train()
@@ -133,8 +133,8 @@ def _build_base(
 def _freeze(config: TrainConfig, lm: Any, manifest: Manifest) -> language_model.SummaryRows:
     """Freeze the base and give it adapters; the summary tokens' rows, which are trained too."""
     assert config.adapter != "none"
-    plan = registry.make_plan(probe.BOUNDS, "dense", device=lm.device)
-    probe.check_embeddings(lm, plan)
+    plan = registry.make_plan(compatibility.BOUNDS, "dense", device=lm.device)
+    compatibility.check_embeddings(lm, plan)
     adapters.inject(
         lm,
         config.adapter,

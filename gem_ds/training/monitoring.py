@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from gem_ds import distributed
-from gem_ds.checkpoints.record import METRICS
+from gem_ds.checkpoints.run_record import METRICS
 from gem_ds.files import replacing
 from gem_ds.hardware import GPUS
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from gem_ds import distributed
 from gem_ds.checkpoints import checkpoint
-from gem_ds.checkpoints.record import METRICS
+from gem_ds.checkpoints.run_record import METRICS
 from gem_ds.errors import InputError
 from gem_ds.training.config import TrainConfig
 from gem_ds.training.watchdog import FOLDER, Watchdog

@@ -18,16 +18,16 @@ import torch
 
 from gem_ds import distributed, launcher
 from gem_ds.attention import registry
-from gem_ds.checkpoints import checkpoint, record, universal
+from gem_ds.checkpoints import checkpoint, resharding, run_record
 from gem_ds.errors import InputError
 from gem_ds.model import architecture, layer_options
 from gem_ds.model.batch import BatchOptions
-from gem_ds.model.objective import Schedule
+from gem_ds.model.loss_normalization import Schedule
 from gem_ds.model.positives import PositiveOptions
 from gem_ds.shards import verify
 from gem_ds.shards.dataset import Shards
 from gem_ds.shards.manifest import TOKENIZER, Manifest
-from gem_ds.training import deepspeed_keys, extensions, run_folder, validation
+from gem_ds.training import compile_lock, deepspeed_keys, run_folder, validation
 from gem_ds.training.config import TrainConfig
 from gem_ds.training.data_loader import Loader
 from gem_ds.training.deepspeed_config import read_json, resolve_deepspeed
@@ -96,16 +96,18 @@ def open_run(config: TrainConfig, stack: ExitStack) -> Run:
     first_step = 0
     if checkpoint_found is not None:
         saved = checkpoint.check_agrees(checkpoint_found, state)
-        universal.load(engine, checkpoint_found, saved[checkpoint.RECORD], state[checkpoint.RECORD])
+        resharding.load(
+            engine, checkpoint_found, saved[checkpoint.RECORD], state[checkpoint.RECORD]
+        )
         first_step = saved["step"]
         validation.warn_of_other_negatives(config, saved[checkpoint.RECORD])
     backend = registry.choose(config.attention, engine.module.lm, device, dtype_of(ds_config))
-    started = record.environment()
+    started = run_record.environment()
     if distributed.rank() == 0:
         folder = Path(config.output)
         _copy_tokenizer(shards, folder)
         resolved = {"config": asdict(config), "deepspeed": ds_config, "manifest": manifest.digest}
-        record.write(folder, first_step, started, {**resolved, "attention": backend})
+        run_record.write(folder, first_step, started, {**resolved, "attention": backend})
         precision = str(dtype_of(ds_config)).removeprefix("torch.")
         passes = config.steps * config.rows_per_step / len(shards)
         print(
@@ -201,7 +203,7 @@ def _start_process(config: TrainConfig) -> torch.device:
     # Beside the watchdog's timeout, which is for steps.
     minutes = max(JOINING_MINUTES, 2 * config.timeout_minutes)
     try:
-        with extensions.warning_of_locks():
+        with compile_lock.warning_of_locks():
             deepspeed.init_distributed(timeout=timedelta(minutes=minutes))
     except torch.distributed.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
@@ -252,6 +254,6 @@ def _state(config: TrainConfig, manifest: Manifest, engine: Any) -> dict[str, An
             "world_size": distributed.world_size(),
             "zero_stage": engine.zero_optimization_stage(),
             "config": asdict(config),
-            "versions": record.versions(),
+            "versions": run_record.versions(),
         },
     }

@@ -9,13 +9,13 @@ import torch
 from torch.profiler import record_function
 
 from gem_ds import distributed
-from gem_ds.checkpoints.async_writer import Retention, Saver
+from gem_ds.checkpoints.writer import Retention, Saver
 from gem_ds.corpus.mixture import folded
 from gem_ds.errors import InputError, StoppedError
 from gem_ds.launcher import StopRequest
 from gem_ds.model.batch import Batch
 from gem_ds.model.flops import of_stream
-from gem_ds.model.objective import step_loss
+from gem_ds.model.loss_normalization import step_loss
 from gem_ds.training.config import TrainConfig
 from gem_ds.training.dry_run import memory_advice, rehearse
 from gem_ds.training.monitoring import Health, Metrics, memory_gib, profiled, utilization

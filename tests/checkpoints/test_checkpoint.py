@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gem_ds.checkpoints import checkpoint, zero_reader
-from gem_ds.checkpoints.async_writer import Retention, copied
+from gem_ds.checkpoints.writer import Retention, copied
 from gem_ds.errors import InputError
 
 FILES = {"a.bin": b"x" * 1000, "model/config.json": b"{}", "empty.bin": b""}

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gem_ds.errors import InputError
-from gem_ds.inference import part_files
+from gem_ds.inference import resumable_parts
 
 VECTORS = np.arange(12).reshape(4, 3)
 
@@ -20,9 +20,9 @@ def test_parts_joined_are_the_whole(tmp_path: Path, suffix: str, dtype: type) ->
     vectors, parts = VECTORS.astype(dtype), [tmp_path / f"{i}{suffix}" for i in range(2)]
     ids = ["a", "é", "c", "d"]
     for part, rows in zip(parts, (slice(0, 3), slice(3, 4)), strict=True):
-        part_files.write(part, ids[rows], vectors[rows], suffix)
+        resumable_parts.write(part, ids[rows], vectors[rows], suffix)
     output = tmp_path / f"out{suffix}"
-    part_files.join(parts, output)
+    resumable_parts.join(parts, output)
     if suffix == ".npy":
         found = np.load(output)
     else:
@@ -37,18 +37,18 @@ def test_parts_joined_are_the_whole(tmp_path: Path, suffix: str, dtype: type) ->
 def test_nothing_half_written_stays(tmp_path: Path) -> None:
     (tmp_path / "bad.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match="pickle"):
-        part_files.join([tmp_path / "bad.npy"], tmp_path / "out.npy")
+        resumable_parts.join([tmp_path / "bad.npy"], tmp_path / "out.npy")
     assert [path.name for path in tmp_path.iterdir()] == ["bad.npy"]
 
 
 def test_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    part_files.to_stdout(VECTORS)
+    resumable_parts.to_stdout(VECTORS)
     sys.stdout.flush()
     assert np.array_equal(np.load(io.BytesIO(capfdbinary.readouterr().out)), VECTORS)
 
 
 def test_what_cannot_be_written_is_refused_before(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"vectors are written as \.npy or \.parquet"):
-        part_files.check(tmp_path / "out.txt")
+        resumable_parts.check(tmp_path / "out.txt")
     with pytest.raises(InputError, match="there is no folder"):
-        part_files.check(tmp_path / "nowhere" / "out.npy")
+        resumable_parts.check(tmp_path / "nowhere" / "out.npy")

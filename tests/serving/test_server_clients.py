@@ -13,7 +13,7 @@ from served import NAME, Served, served
 from serving import KEY, official, vectors
 from transformers import AutoTokenizer
 
-from gem_ds.serving import request_inputs
+from gem_ds.serving import request_tokens
 
 pytest_plugins = ["servers"]
 PAGE = "http://localhost:3000"
@@ -43,7 +43,7 @@ def test_null_is_as_left_out(server: Served) -> None:
         body = {"model": NAME, "prompt": "The", "temperature": 0, **null}
         answer = plain.post("/v1/completions", json=body)
     assert answer.status_code == 200
-    assert answer.json()["usage"]["completion_tokens"] <= request_inputs.COMPLETION_TOKENS
+    assert answer.json()["usage"]["completion_tokens"] <= request_tokens.COMPLETION_TOKENS
 
 
 def test_messages_of_assistants_and_tools(server: Served, server_export: Path) -> None:

@@ -19,7 +19,7 @@ from serving import export_to_serve
 from gem_ds.serving.config import ServeConfig
 from gem_ds.serving.jobs import SLICE
 from gem_ds.serving.middleware import BODIES
-from gem_ds.serving.readers import READ_SECONDS, SMALL
+from gem_ds.serving.reader_processes import READ_SECONDS, SMALL
 from gem_ds.serving.schemas import MOST_CHOICES, MOST_MESSAGES, MOST_STOPS
 from gem_ds.serving.serve import REQUESTS_END
 

@@ -16,8 +16,8 @@ from serving import POSITIONS, export_to_serve
 
 from gem_ds.corpus import tokenization
 from gem_ds.serving.config import ServeConfig
-from gem_ds.serving.readers import SMALL, Readers
-from gem_ds.serving.request_inputs import ModelSizes
+from gem_ds.serving.reader_processes import SMALL, Readers
+from gem_ds.serving.request_tokens import ModelSizes
 from gem_ds.serving.schemas import ApiError, ChatRequest, CompletionRequest, EmbeddingRequest
 
 

@@ -20,7 +20,7 @@ from gem_ds.inference.generation import Sampling
 from gem_ds.model import adapter_files, adapters
 from gem_ds.serving.config import ServeConfig
 from gem_ds.serving.jobs import Piece, Ticket, ToWrite
-from gem_ds.serving.request_inputs import Inputs, ModelSizes
+from gem_ds.serving.request_tokens import Inputs, ModelSizes
 from gem_ds.serving.scheduler import Worker
 from gem_ds.serving.schemas import EmbeddingRequest
 

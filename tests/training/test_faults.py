@@ -25,7 +25,7 @@ from processes import until
 from runs import ROOT, command, fp32, llama_config, random_shards, train
 
 from gem_ds.checkpoints.checkpoint import damage, find, found
-from gem_ds.checkpoints.record import METRICS
+from gem_ds.checkpoints.run_record import METRICS
 from gem_ds.errors import STOPPED, InputError
 from gem_ds.training.config import TrainConfig
 from gem_ds.training.dry_run import memory_advice

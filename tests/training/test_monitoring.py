@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gem_ds.checkpoints.record import METRICS
+from gem_ds.checkpoints.run_record import METRICS
 from gem_ds.training import monitoring
 from gem_ds.training.monitoring import Metrics, hours, shown
 

@@ -6,7 +6,7 @@ import torch
 from models import FAMILIES, tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from gem_ds.attention import hf_config, probe
+from gem_ds.attention import compatibility, hf_config
 from gem_ds.attention.registry import NAME, gem_attention, make_plan
 from gem_ds.errors import InputError
 
@@ -14,7 +14,7 @@ MIXERS = r"where the GEM mask\s+(cannot|does not) reach"
 
 
 def check(model, longest=128):
-    probe.check(model, longest, NAME, make_plan(probe.BOUNDS, "dense"))
+    compatibility.check(model, longest, NAME, make_plan(compatibility.BOUNDS, "dense"))
 
 
 class Shift(torch.nn.Module):
@@ -176,7 +176,7 @@ def test_documents_that_see_each_other_are_found():
     AttentionInterface.register("leaking", leaking)
     AttentionMaskInterface.register("leaking", lambda *_, **__: None)
     with pytest.raises(InputError, match="lets packed documents see each other"):
-        probe.check(model, 128, "leaking", make_plan(probe.BOUNDS, "dense"))
+        compatibility.check(model, 128, "leaking", make_plan(compatibility.BOUNDS, "dense"))
 
 
 def test_weights_that_are_not_finite_are_found():
@@ -216,7 +216,7 @@ def check_embeddings(family):
     before = model.get_input_embeddings().weight.clone()
     model.set_attn_implementation(NAME)
     try:
-        probe.check_embeddings(model, make_plan(probe.BOUNDS, "dense"))
+        compatibility.check_embeddings(model, make_plan(compatibility.BOUNDS, "dense"))
     finally:
         assert torch.equal(model.get_input_embeddings().weight, before)
 

@@ -14,7 +14,7 @@ from processes import free_port
 from runs import ROOT
 
 from gem_ds.errors import InputError
-from gem_ds.inference import part_files
+from gem_ds.inference import resumable_parts
 from gem_ds.inference.text_files import Text
 
 TEXTS = [Text(str(i), f"text {i}") for i in range(10)]
@@ -38,7 +38,7 @@ class Work:
         output.write_text(" ".join(part.read_text() for part in parts))
 
     def run(self, **identity: str) -> None:
-        part_files.run(TEXTS, identity, self.output, ".x", self.write, self.join, part=4)
+        resumable_parts.run(TEXTS, identity, self.output, ".x", self.write, self.join, part=4)
 
 
 def test_parts_are_done_and_joined(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ import torch
 from gem_ds import distributed
 from gem_ds.inference.text_files import Text
 from gem_ds.errors import InputError, run
-from gem_ds.inference import part_files
+from gem_ds.inference import resumable_parts
 
 def write(path, texts):
     if distributed.rank() == 1 and path.name == "part-000001.x":
@@ -94,7 +94,7 @@ def main():
         torch.distributed.init_process_group("gloo")
     texts = [Text(str(i), "text") for i in range(4)]
     done = lambda parts, out: out.touch()
-    part_files.run(texts, {}, Path(sys.argv[1]), ".x", write, done, part=1)
+    resumable_parts.run(texts, {}, Path(sys.argv[1]), ".x", write, done, part=1)
 
 run(main)
 """

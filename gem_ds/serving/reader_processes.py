@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from gem_ds.serving.config import ServeConfig
-from gem_ds.serving.request_inputs import Asked, Call, Inputs, ModelSizes
+from gem_ds.serving.request_tokens import Asked, Call, Inputs, ModelSizes
 from gem_ds.serving.schemas import ApiError, ChatRequest, parse
 
 READ_SECONDS = 30.0  # a reader that takes longer is killed

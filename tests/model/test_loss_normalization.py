@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gem_ds.model.objective import Schedule, kl_divergence, step_loss
+from gem_ds.model.loss_normalization import Schedule, kl_divergence, step_loss
 
 
 def test_step_loss_divides_by_global_counts_and_undoes_the_average_over_ranks():

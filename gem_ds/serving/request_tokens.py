@@ -2,7 +2,7 @@
 
 Text never becomes a control token; ids are taken as they are, as far as the vocabulary goes. What
 costs is behind a check of its size. Nothing here needs the model itself or torch, since
-`readers` does it in processes of their own.
+`reader_processes` does it in processes of their own.
 """
 
 import datetime

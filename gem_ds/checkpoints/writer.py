@@ -25,7 +25,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
 
 from gem_ds import distributed, files
-from gem_ds.checkpoints import checkpoint, record, universal
+from gem_ds.checkpoints import checkpoint, resharding, run_record
 
 Written = dict[str, list[Any]]  # bytes and sha256 by the path in the checkpoint's folder
 State = dict[str, Any]
@@ -196,9 +196,9 @@ class Saver:
         if not checkpoint.folders(self._run):  # it names one that never got its name
             (self._folder / checkpoint.LATEST).unlink(missing_ok=True)
         files.remove_leftovers(self._folder)
-        for name in (record.METRICS, record.FILE):
+        for name in (run_record.METRICS, run_record.FILE):
             files.remove_leftovers(self._run, name)
-        for pattern in ("step-*.tmp", f"step-*{universal.SUFFIX}", "probe-*.tmp"):
+        for pattern in ("step-*.tmp", f"step-*{resharding.SUFFIX}", "probe-*.tmp"):
             for path in self._folder.glob(pattern):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""gem_ds.training.extensions: a lock that a killed process left keeps no start waiting in
+"""gem_ds.training.compile_lock: a lock that a killed process left keeps no start waiting in
 silence."""
 
 import threading
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from gem_ds.training.extensions import warning_of_locks
+from gem_ds.training.compile_lock import warning_of_locks
 
 
 @pytest.fixture
